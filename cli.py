@@ -1,0 +1,6 @@
+"""python cli.py fit --config configs/digits.yaml"""
+
+from lightning_trainer.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The built-in callbacks: one callback, one class, one file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from lightning_trainer.callbacks.bars import EvaluationBar
+from lightning_trainer.callbacks.checkpoints import SaveCheckpoints
+from lightning_trainer.callbacks.evaluation import ReportEvaluation
+from lightning_trainer.callbacks.hyperparameters import LogHyperParameters
+from lightning_trainer.callbacks.pictures import CallVisualise
+from lightning_trainer.callbacks.predictions import WritePredictions
+from lightning_trainer.callbacks.progress import PrintProgress
+from lightning_trainer.callbacks.schedule import ValidationSchedule
+from lightning_trainer.callbacks.seeding import SeedEachStep
+from lightning_trainer.callbacks.settings import ApplyChangedSettings
+from lightning_trainer.callbacks.sharing import ShareSession
+from lightning_trainer.callbacks.stopping import StopOnSignal
+from lightning_trainer.callbacks.summary import Summarise
+from lightning_trainer.callbacks.times import RunTimes
+from lightning_trainer.callbacks.train_metrics import KeepTrainMetrics
+from lightning_trainer.session import Session
+
+
+def built_in_callbacks(
+    session: Session, config: Mapping[str, Any], save_minutes: float, checkpoints: bool = True
+) -> list[Callback]:
+    """All of them, in the order in which Lightning shall call them.
+
+    Args:
+        session: The run's folder.
+        config: The run's settings as plain types.
+        save_minutes: At most so many minutes of training are lost at a crash.
+        checkpoints: Whether any are written.
+    """
+    times = RunTimes()
+    schedule = ValidationSchedule()
+    report = ReportEvaluation()
+    saving = None
+    if checkpoints:
+        saving = SaveCheckpoints(session, config, schedule, report, times, save_minutes)
+    return [
+        ShareSession(session),
+        SeedEachStep(),
+        KeepTrainMetrics(),
+        ApplyChangedSettings(),
+        schedule,
+        PrintProgress(times),
+        report,
+        EvaluationBar(),
+        CallVisualise(),
+        LogHyperParameters(config, report),
+        WritePredictions(session),
+        Summarise(session, report, times),
+        StopOnSignal(saving),
+        *([saving] if saving else []),
+    ]

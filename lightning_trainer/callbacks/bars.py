@@ -1,0 +1,53 @@
+"""A progress bar for what prints no lines: validation, test and prediction."""
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
+
+
+class EvaluationBar(Callback):
+    """A bar over the batches of an evaluation, on a terminal only.
+
+    Lightning's own bars also count the training's batches, at a cost for each of them.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the bar."""
+        if not trainer.sanity_checking:
+            self._start(trainer, trainer.num_val_batches)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the bar."""
+        self._start(trainer, trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the bar."""
+        self._start(trainer, trainer.num_predict_batches)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Counts a batch."""
+        if self._bar is not None:
+            self._bar.update()
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Ends the bar, before the results are printed below it."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    on_test_epoch_end = on_validation_epoch_end
+    on_predict_epoch_end = on_validation_epoch_end
+    on_exception = on_validation_epoch_end
+
+    def _start(self, trainer: pl.Trainer, n_batches: list[int | float]) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty() and not trainer.progress_bar_callback:
+            self._bar = tqdm(total=sum(n_batches), dynamic_ncols=True)

@@ -1,0 +1,159 @@
+"""Which checkpoints are written, and when."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_trainer.callbacks.evaluation import RULE, ReportEvaluation
+from lightning_trainer.callbacks.schedule import ValidationSchedule
+from lightning_trainer.callbacks.times import RunTimes
+from lightning_trainer.checkpoint_io import replace
+from lightning_trainer.session import CONFIG_KEY, Session
+
+
+class SaveCheckpoints(Checkpoint):
+    """Writes last.ckpt, to go on from, and best.ckpt, the best score.
+
+    last.ckpt is written after each validation, every `minutes` between two, and before a validation
+    if a tenth of that has passed, so that one which crashes costs little. Each is a point from
+    which a restart is right: one that was written before its validation has run runs it first.
+
+    Lightning calls it after all other callbacks, because it derives from `Checkpoint`.
+
+    Args:
+        session: Where to write.
+        config: The run's settings, which each checkpoint carries: a file alone is enough to go on.
+        schedule: Tells when a validation is due.
+        report: Tells whether a validation was the best.
+        times: Gets the time that writing takes.
+        minutes: At most so many minutes of training are lost at a crash.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        config: Mapping[str, Any],
+        schedule: ValidationSchedule,
+        report: ReportEvaluation,
+        times: RunTimes,
+        minutes: float = 10.0,
+    ) -> None:
+        self.session = session
+        self.config = config
+        self.schedule = schedule
+        self.report = report
+        self.times = times
+        self.interval_s = minutes * 60
+        self._validated = True  # whether the iteration that is done needs no validation any more
+        self._restored = False
+        self._done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the validation of this iteration, if one was due, has run."""
+        return {"validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Notes it for when training starts."""
+        self._validated = state_dict["validated"]
+        self._restored = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Catches up on a validation that the run was stopped before or in."""
+        self._saved_s = perf_counter()
+        self._done = trainer.global_step
+        if not self._restored:
+            return
+        self._restored = False
+        self.schedule.skip_validation(trainer, already_run=self._validated)
+        if not self._validated:
+            _run_validation(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Writes last.ckpt where it is time."""
+        if trainer.global_step == self._done:  # gradients are still being accumulated
+            return
+        self._done = trainer.global_step
+        if trainer.world_size > 1 and self._done % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return  # the processes agree on the time only at a printed line, where they meet anyway
+        unsaved_s = perf_counter() - self._saved_s
+        if unsaved_s < self.interval_s / 10:
+            due = False
+        else:
+            due = unsaved_s >= self.interval_s or self.schedule.is_due(trainer)
+        if trainer.world_size > 1:
+            due = trainer.strategy.reduce_boolean_decision(due, all=False)
+        if due:
+            self.save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the settings."""
+        checkpoint[CONFIG_KEY] = dict(self.config)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on the iteration lacks its validation."""
+        if not trainer.sanity_checking:
+            self._validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes last.ckpt, and best.ckpt if the score is the best."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._validated = True
+        self._write(trainer)
+        if self.report.improved:
+            self._keep_as_best(trainer)
+        if trainer.is_global_zero:
+            if self.report.improved:
+                print(f"Model saved to: {self.session.best_checkpoint}")
+            print(f"\n{RULE}", flush=True)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Writes last.ckpt at the end of an iteration, or within a validation."""
+        if not trainer.validating:
+            self._validated = not self.schedule.is_due(trainer)
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        started_s = perf_counter()
+        trainer.save_checkpoint(self.session.last_checkpoint)
+        self._saved_s = perf_counter()
+        self.times.add_checkpoint(self._saved_s - started_s)
+
+    def _keep_as_best(self, trainer: pl.Trainer) -> None:
+        last, best = self.session.last_checkpoint, self.session.best_checkpoint
+        if not trainer.is_global_zero:
+            return
+        temporary = f"{best}.tmp"
+        try:
+            # One file with two names: it is never written to again, only replaced.
+            os.link(last, temporary)
+        except OSError:
+            shutil.copyfile(last, temporary)
+        replace(temporary, str(best))
+
+
+def _run_validation(trainer: pl.Trainer) -> None:
+    """Runs one validation within `fit`, as Lightning's training loop does at a due iteration.
+
+    Private to Lightning: a restored loop can only finish a validation that was begun, and would do
+    so with the number of batches that were left but from the start of the data.
+    """
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    val_loop.restarting = False
+    trainer.validating = True
+    val_loop.run()
+    trainer.training = True

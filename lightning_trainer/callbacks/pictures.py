@@ -1,0 +1,44 @@
+"""When a project draws."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+class CallVisualise(Callback):
+    """Calls `visualise` every `vis_iterations` in training and on each validation's first batch."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Draws where the training step has kept its output, once the optimiser has stepped."""
+        interval = pl_module.vis_iterations
+        if interval and trainer.global_step % interval == 0 and "output" in outputs:
+            self._draw(trainer, pl_module, batch, outputs["output"], "train")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draws the first batch, but not in Lightning's check before training."""
+        if batch_idx == 0 and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._draw(trainer, pl_module, batch, outputs["output"], "val")
+
+    def _draw(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, output: Any, mode: str
+    ) -> None:
+        if trainer.is_global_zero:
+            with torch.no_grad():
+                pl_module.visualise(batch, output, mode)

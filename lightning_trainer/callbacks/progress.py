@@ -1,0 +1,311 @@
+"""The log line: how far, how fast, how long still."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lightning_trainer.callbacks.schedule import counts_iterations
+from lightning_trainer.callbacks.times import RunTimes, format_duration
+from lightning_trainer.data import SessionLoader
+
+
+@dataclass
+class Progress:
+    """What one log line tells.
+
+    Attributes:
+        iteration: Iterations done, i.e. optimiser steps.
+        n_iterations: Iterations of the whole run; infinite if it has no end.
+        examples_per_s: Of all processes together.
+        loss: Mean over the iterations since the last line.
+        elapsed_s: Since training started, earlier starts of the run included.
+        left_s: Until the end of the run.
+        fetch_ms: An iteration's wait for its batch, in the process that waits longest.
+        update_ms: An iteration's forward, backward and optimiser step.
+    """
+
+    iteration: int
+    n_iterations: float
+    examples_per_s: float
+    loss: float
+    elapsed_s: float
+    left_s: float
+    fetch_ms: float
+    update_ms: float
+
+    def __str__(self) -> str:
+        total = f"{self.n_iterations:.0f}" if math.isfinite(self.n_iterations) else "?"
+        left = format_duration(self.left_s) if math.isfinite(self.left_s) else "unknown"
+        return (
+            f"Iteration {self.iteration:6d}/{total} | examples/s: {self.examples_per_s:.1f} | "
+            f"loss: {self.loss:.4f} | time elapsed: {format_duration(self.elapsed_s)} | "
+            f"time left: {left}\n"
+            f"Fetch data time: {self.fetch_ms:.0f}ms, model update time: {self.update_ms:.0f}ms"
+        )
+
+
+class _Window:
+    """Sums over the iterations since the last line, on one process."""
+
+    def __init__(self, started_s: float) -> None:
+        self.started_s = started_s
+        self.excluded_s = self.fetch_s = self.update_s = 0.0
+        self.n_iterations = self.n_examples = 0
+
+
+class PrintProgress(Callback):
+    """Prints the log line every `log_every_n_steps` iterations and logs the same numbers.
+
+    A step costs a few clock readings and one addition on the device. The device is waited for only
+    where a line is printed. Timings leave out the first iteration after a start (it allocates,
+    tunes and compiles), validations and the writing of checkpoints.
+
+    Args:
+        times: Gets the sums for the run's summary.
+    """
+
+    def __init__(self, times: RunTimes) -> None:
+        self.times = times
+        self._elapsed_before_s = 0.0
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The times, and the losses since the last line."""
+        self.times.elapsed_s = self._elapsed_s()
+        return {
+            "times": self.times.state_dict(),
+            "loss_sum": float(self._loss_sum),
+            "n_losses": self._n_losses,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from there when training starts."""
+        self._restored = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        if self._restored:
+            self.times.load_state_dict(self._restored["times"])
+        self._elapsed_before_s = self.times.elapsed_s
+        self._n_iterations = trainer.estimated_stepping_batches
+        loader = trainer.train_dataloader
+        self._loader = loader if isinstance(loader, SessionLoader) else None
+        self._events = _DeviceEvents() if trainer.strategy.root_device.type == "cuda" else None
+        self._loss_sum = torch.tensor(
+            self._restored.get("loss_sum", 0.0), device=trainer.strategy.root_device
+        )
+        self._n_losses = self._restored.get("n_losses", 0)
+        self._restored = {}
+        self._first_iteration = self._done = trainer.global_step
+        self._interrupted = False
+        self._recent_iterations_s: deque[float] = deque(maxlen=10)
+        self._started_s = self._batch_ended_s = perf_counter()
+        self._window = _Window(self._started_s)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the wait for the batch."""
+        now = perf_counter()
+        asked_s = self._loader.fetch_started_s if self._loader else self._batch_ended_s
+        if self._interrupted:
+            # A loader of the project's own does not tell when it was asked: leave all of it out.
+            resumed_s = asked_s if self._loader else now
+            self._window.excluded_s += resumed_s - self._batch_ended_s
+            asked_s, self._interrupted = resumed_s, False
+        self._window.fetch_s += now - asked_s
+        if self._events:
+            self._events.start()
+        self._batch_started_s = now
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the batch, and prints the line where it is due."""
+        if self._events:
+            self._events.end()
+        now = perf_counter()
+        self._window.update_s += now - self._batch_started_s
+        self._add_loss(trainer, outputs)
+        if hasattr(pl_module, "count_examples"):
+            self._window.n_examples += pl_module.count_examples(batch)
+        self._batch_ended_s = now
+        if trainer.global_step == self._done:  # gradients are still being accumulated
+            return
+        self._done = trainer.global_step
+        self._window.n_iterations += 1
+        if self._done % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._print_line(trainer)
+        elif self._done == self._first_iteration + 1:
+            self._start_window()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts to time the validation, which does not count as waiting for data."""
+        self._interrupted = True
+        self._validation_started_s = perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the validation."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.times.add_validation(perf_counter() - self._validation_started_s)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Notes that the time until the next batch is not spent waiting for it."""
+        self._interrupted = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts what came after the last line."""
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Counts what came after the last line, without asking a device that may have failed."""
+        self._events = None
+        if hasattr(self, "_window"):
+            self._close()
+
+    def _close(self) -> None:
+        if self._events:
+            self._window.update_s = self._events.total_s()
+        self._add_window(self._batch_ended_s, self._window.n_examples)
+        self._start_window()
+        self.times.elapsed_s = self._elapsed_s()
+
+    def _elapsed_s(self) -> float:
+        return self._elapsed_before_s + perf_counter() - self._started_s
+
+    def _add_loss(self, trainer: pl.Trainer, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            # Lightning has divided it by the number of batches that are accumulated.
+            automatic = trainer.lightning_module.automatic_optimization
+            scale = trainer.accumulate_grad_batches if automatic else 1
+            self._loss_sum.add_(loss, alpha=scale)
+            self._n_losses += 1
+
+    def _start_window(self) -> None:
+        if self._events:
+            self._events.clear()
+        self._batch_ended_s = perf_counter()
+        self._window = _Window(self._batch_ended_s)
+
+    def _add_window(self, ended_s: float, n_examples: int) -> float:
+        """Adds the window to the run's times; returns its wall-clock time in seconds."""
+        window = self._window
+        wall_s = max(ended_s - window.started_s - window.excluded_s, 1e-9)
+        self.times.data_s += window.fetch_s
+        self.times.update_s += window.update_s
+        self.times.iterations_s += wall_s
+        self.times.examples += n_examples
+        return wall_s
+
+    def _print_line(self, trainer: pl.Trainer) -> None:
+        loss = (self._loss_sum / max(self._n_losses, 1)).item()  # synchronises with the device
+        ended_s = perf_counter()
+        window, n = self._window, self._window.n_iterations
+        if self._events:
+            window.update_s = self._events.total_s()
+        figures = torch.tensor(
+            [loss, window.n_examples, window.fetch_s, window.update_s], dtype=torch.float64
+        )
+        if trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            figures = trainer.strategy.all_gather(figures.to(device)).cpu()
+        figures = figures.reshape(-1, 4)
+        loss, n_examples = figures[:, 0].mean().item(), int(figures[:, 1].sum().item())
+        wall_s = self._add_window(ended_s, n_examples)
+        self._recent_iterations_s.append(wall_s / n)
+        progress = Progress(
+            iteration=self._done,
+            n_iterations=self._n_iterations,
+            examples_per_s=n_examples / wall_s,
+            loss=loss,
+            elapsed_s=self._elapsed_s(),
+            left_s=self._left_s(trainer),
+            fetch_ms=figures[:, 2].max().item() / n * 1e3,
+            update_ms=figures[:, 3].mean().item() / n * 1e3,
+        )
+        if trainer.is_global_zero:
+            print(progress, flush=True)
+        self._log(trainer, progress)
+        self._loss_sum.zero_()
+        self._n_losses = 0
+        self._start_window()
+
+    def _left_s(self, trainer: pl.Trainer) -> float:
+        """Iterations, validations and checkpoints still to come, by their recent durations."""
+        n_left = self._n_iterations - self._done
+        iteration_s = sum(self._recent_iterations_s) / len(self._recent_iterations_s)
+        evaluation_s = self.times.recent_validation_s + self.times.recent_checkpoint_s
+        if not evaluation_s or not math.isfinite(n_left):
+            return n_left * iteration_s
+        if counts_iterations(trainer):
+            interval = int(trainer.val_check_interval)
+            # One that is due at this very iteration is still to come, so is one at the last.
+            n_validations = math.ceil(self._n_iterations / interval) - (self._done - 1) // interval
+        else:
+            batches = trainer.val_check_batch or math.inf
+            n_validations = int(n_left * trainer.accumulate_grad_batches / batches)
+        return n_left * iteration_s + n_validations * evaluation_s
+
+    def _log(self, trainer: pl.Trainer, progress: Progress) -> None:
+        metrics = {
+            "train/loss": progress.loss,
+            "timing/examples_per_s": progress.examples_per_s,
+            "timing/fetch_ms": progress.fetch_ms,
+            "timing/update_ms": progress.update_ms,
+        }
+        groups = [group for o in trainer.optimizers for group in o.param_groups]
+        for i, group in enumerate(groups):
+            name = "learning_rate" if len(groups) == 1 else f"learning_rate/group_{i}"
+            metrics[name] = float(group["lr"])
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=progress.iteration)
+            logger.save()
+
+
+class _DeviceEvents:
+    """Times what a GPU does between `start` and `end`, without waiting for it.
+
+    The events are used again after each line, so a step allocates nothing.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._n_used = 0
+
+    def start(self) -> None:
+        if self._n_used == len(self._pairs):
+            event: Any = torch.cuda.Event
+            self._pairs.append((event(enable_timing=True), event(enable_timing=True)))
+        self._pairs[self._n_used][0].record()
+
+    def end(self) -> None:
+        self._pairs[self._n_used][1].record()
+        self._n_used += 1
+
+    def total_s(self) -> float:
+        """Synchronises with the device up to the newest `end`."""
+        pairs = self._pairs[: self._n_used]
+        if pairs:
+            pairs[-1][1].synchronize()
+        return float(sum(start.elapsed_time(end) for start, end in pairs) / 1e3)
+
+    def clear(self) -> None:
+        self._n_used = 0

@@ -1,0 +1,29 @@
+"""One session folder for all processes."""
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lightning_trainer.session import Session
+from lightning_trainer.terminal import TerminalLog
+
+
+class ShareSession(Callback):
+    """Tells the folder to processes that were not started by the first one (torchrun, srun).
+
+    It comes before every other callback. Their output goes to log_rank1.txt and so on from then on.
+
+    Args:
+        session: Its path is filled in where it is missing.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Broadcasts the first process's folder."""
+        if trainer.world_size == 1:
+            return
+        known = self.session.path.name != ""
+        self.session.path = trainer.strategy.broadcast(self.session.path)
+        if not known:
+            TerminalLog(self.session.log(trainer.global_rank)).start()

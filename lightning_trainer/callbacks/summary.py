@@ -1,0 +1,99 @@
+"""What is told at the start and at the end of a run."""
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lightning_trainer.callbacks.evaluation import RULE, ReportEvaluation
+from lightning_trainer.callbacks.times import RunTimes, format_duration
+from lightning_trainer.session import Session, go_on_command
+
+
+class Summarise(Callback):
+    """Prints the number of parameters at the start and, however the run ends, what it came to.
+
+    Args:
+        session: The run's folder.
+        report: Has the best score.
+        times: Has where the time went.
+    """
+
+    def __init__(self, session: Session, report: ReportEvaluation, times: RunTimes) -> None:
+        self.session = session
+        self.report = report
+        self.times = times
+        self._training = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints the number of parameters."""
+        self._training = True
+        if trainer.is_global_zero:
+            sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+            n_all, n_trainable = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
+            print(f"Parameters: {n_all:,} (trainable: {n_trainable:,})", flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints the summary of a run that is done."""
+        self._print(trainer, f"Finished at iteration {trainer.global_step}")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Prints the summary of a run that was stopped, above the traceback if there is one."""
+        if self._training:
+            self._print(trainer, f"Stopped at iteration {trainer.global_step}")
+
+    def _print(self, trainer: pl.Trainer, title: str) -> None:
+        self._training = False
+        if not trainer.is_global_zero:
+            return
+        print(f"{title}\n{RULE}")
+        for name, value in self._lines(trainer):
+            print(f"{name + ':':<14} {value}")
+        if self._waits_for_data():
+            print(_DATA_ADVICE)
+        sys.stdout.flush()
+
+    def _lines(self, trainer: pl.Trainer) -> list[tuple[str, Any]]:
+        report, times = self.report, self.times
+        best = "none yet"
+        if report.best_score is not None:
+            best = f"{report.best_score:.4f} at iteration {report.best_iteration}"
+        lines: list[tuple[str, Any]] = [
+            ("Best score", best),
+            ("Total time", f"{format_duration(times.elapsed_s)} ({_shares(times)})"),
+        ]
+        if times.iterations_s:
+            lines.append(("Examples/s", f"{times.examples / times.iterations_s:.1f}"))
+        lines.append(("Folder", self.session.path))
+        if self.session.last_checkpoint.exists():
+            more = "" if trainer.global_step < trainer.max_steps else " --trainer.max_steps N"
+            lines.append(("To go on", go_on_command("fit", self.session.path) + more))
+        if self.session.best_checkpoint.exists():
+            lines.append(("To test", go_on_command("test", self.session.path)))
+        lines.append(("To look", f"tensorboard --logdir {self.session.path.parent}"))
+        return lines
+
+    def _waits_for_data(self) -> bool:
+        return self.times.data_s > (self.times.data_s + self.times.update_s) / 3
+
+
+def _shares(times: RunTimes) -> str:
+    parts = {
+        "data": times.data_s,
+        "update": times.update_s,
+        "validation": times.validation_s,
+        "checkpoints": times.checkpoints_s,
+    }
+    whole = max(times.elapsed_s, 1e-9)
+    parts["other"] = max(whole - sum(parts.values()), 0.0)
+    return ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in parts.items())
+
+
+_DATA_ADVICE = (
+    "More than a third of an iteration is spent waiting for data: raise --data.n_workers, give the "
+    "dataset\n`__getitems__` to fetch a whole batch at once, or move transforms to the device "
+    "(`on_after_batch_transfer`)."
+)

@@ -1,0 +1,77 @@
+"""Command-line errors in a few lines, with the near names."""
+
+import argparse
+import importlib
+import re
+import sys
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: --(?P<option>[^\s=]+)|does not accept option '(?P<key>[^']+)'"
+    r"|Option '(?P<argument>[^']+)' is not accepted|invalid choice: '(?P<command>[^']+)'"
+)
+_CLASS_PATH = re.compile(r"class_path '([^']+)'")
+
+
+class SessionParser(LightningArgumentParser):
+    """Says in one message what was wrong, which name was probably meant, and where to read more."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message and exits with code 2."""
+        if not self.exit_on_error:  # a parser within the parser, for one of several types
+            super().error(message, ex)
+        if ex is not None and (cause := root_cause(ex)) is not ex:
+            where = re.match(r'Parser key "([^"]+)"', message)
+            message = f"`{where[1]}`: {cause}" if where else str(cause)
+        message = re.sub(r"\s*\n\s*", " ", message.strip()) + self._suggestion(message)
+        message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+        message = re.sub(r'Parser key "([^"]+)"', r"`\1`", message)
+        program = self.prog.replace(" [options]", "")
+        sys.stderr.write(f"error: {message}\n(all options: python {program} --help)\n")
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        if "arguments are required" in message:
+            return ". Give `--config FILE`, or `--ckpt_path FOLDER` to go on with a session"
+        found = _UNKNOWN.search(message)
+        if not found:
+            return ""
+        wrong = next(name for name in found.groups() if name)
+        class_path = _CLASS_PATH.search(message)
+        known = class_options(class_path[1]) if class_path else self._options()
+        near = get_close_matches(wrong, known, n=3, cutoff=0.6)
+        return f". Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
+
+    def _options(self) -> set[str]:
+        """Names of the options and commands of this parser and of those of its commands."""
+        names: set[str] = set()
+        for action in self._actions:
+            names.update(option.lstrip("-") for option in action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                names.update(action.choices)
+                for parser in action.choices.values():
+                    names |= parser._options()
+        return names
+
+
+def class_options(class_path: str) -> list[str]:
+    """Names of the arguments of a class, its bases' included; none if it can't be imported."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        cls: Any = getattr(importlib.import_module(module), name)
+        return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False))
+    except (ImportError, AttributeError, ValueError):
+        return []
+
+
+def root_cause(ex: BaseException) -> BaseException:
+    """What went wrong below jsonargparse's report of every type that it tried."""
+    while ex.__cause__ is not None and (
+        "Does not validate against any" in str(ex) or isinstance(ex, argparse.ArgumentError)
+    ):
+        ex = ex.__cause__
+    return ex

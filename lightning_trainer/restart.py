@@ -1,0 +1,109 @@
+"""What `--ckpt_path` means: which checkpoint, which session, which settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_trainer.session import CONFIG_KEY, Session
+
+
+@dataclass
+class Restart:
+    """A checkpoint to start from.
+
+    Attributes:
+        checkpoint: The file, or the folder of a sharded one.
+        session: The session to go on with; None makes a new one.
+        iteration: Iterations done at the checkpoint.
+        config: Settings to start from, below those of the command line.
+    """
+
+    checkpoint: Path
+    session: Session | None
+    iteration: int
+    config: dict[str, Any]
+
+    @classmethod
+    def find(cls, path: str, command: str, new_session: bool) -> "Restart":
+        """Finds what `path` stands for.
+
+        Args:
+            path: A session folder, or a checkpoint inside or outside one.
+            command: "fit" goes on from the newest checkpoint of a folder, others take its best one.
+            new_session: Whether to start a new session whatever `path` is; its settings come from
+                elsewhere.
+
+        Raises:
+            FileNotFoundError: If there is no such thing, or no checkpoint in it.
+            ValueError: If the file is no checkpoint, or its settings are not known.
+        """
+        target = Path(path)
+        if not target.exists():
+            raise FileNotFoundError(
+                f"`--ckpt_path` is {path!r}: there is no such session folder or checkpoint file"
+            )
+        session = Session.around(target)
+        if target.is_dir() and not target.joinpath("meta.pt").exists():
+            if session is None:
+                raise FileNotFoundError(
+                    f"`--ckpt_path` is {path!r}, a folder without a config.yaml: give a session "
+                    "folder (session_...) or a checkpoint file"
+                )
+            target = session.find_checkpoint(best=command != "fit")
+        header = read_header(target)
+        if new_session:
+            return cls(target, None, header["global_step"], {})
+        config = yaml.safe_load(session.config.read_text()) if session else header.get(CONFIG_KEY)
+        if not config:
+            raise ValueError(
+                f"`--ckpt_path` is {path!r}, which lies in no session folder and does not carry "
+                "its settings: give them by `--config`"
+            )
+        return cls(target, session, header["global_step"], config)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A checkpoint without reading its tensors, which stay on the disk.
+
+    Raises:
+        ValueError: If it is no whole checkpoint of Lightning.
+    """
+    file = path / "meta.pt" if path.is_dir() else path
+    try:
+        header = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        if "global_step" in header and "state_dict" in header:
+            return dict(header)
+        reason = "it has no training state, only " + ", ".join(list(header)[:5])
+    except Exception as ex:  # torch raises many kinds for a damaged or foreign file
+        reason = f"{type(ex).__name__}: {ex}".splitlines()[0]
+    raise ValueError(
+        f"{path} can't be read as a checkpoint of Lightning (truncated, damaged or foreign): "
+        f"{reason}"
+    )
+
+
+def find_option(argv: Sequence[str], *names: str) -> str | None:
+    """The value of an option on a command line, the last one given; None if it is not there."""
+    value = None
+    for i, argument in enumerate(argv):
+        name, has_value, rest = argument.partition("=")
+        if name in names:
+            value = rest if has_value else (argv[i + 1] if i + 1 < len(argv) else None)
+    return value
+
+
+def configs_first(argv: Sequence[str]) -> list[str]:
+    """The command, then the config files, then the rest: single options win over files."""
+    files: list[str] = []
+    rest: list[str] = []
+    i = 0
+    while i < len(argv):
+        width = 2 if argv[i] in ("-c", "--config") else 1
+        is_file = width == 2 or argv[i].startswith(("--config=", "-c="))
+        (files if is_file else rest).extend(argv[i : i + width])
+        i += width
+    return [*rest[:1], *files, *rest[1:]]

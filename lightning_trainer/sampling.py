@@ -1,0 +1,163 @@
+"""Which sample comes when: a pure function of seed, epoch, position and process.
+
+Nothing here draws from a global random stream and nothing depends on the number of workers, so a
+run that was stopped at any sample goes on with exactly the samples, and exactly the random
+transforms, that an uninterrupted run would have seen. The only state is one integer: the samples
+used so far.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is the same for the same parts, and unrelated for any others.
+
+    Args:
+        *parts: e.g. the run's seed, a purpose, an epoch, an index.
+
+    Returns:
+        An integer in [0, 2**63): the first bytes of BLAKE2b (RFC 7693) over the parts.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_generators(seed: int, device: torch.device | None = None) -> None:
+    """Seeds the random generators of torch, numpy and Python, on the CPU and on `device` if a GPU.
+
+    `torch.manual_seed` is not used: it costs 0.3 ms a call where CUDA is built in but not started,
+    against 2 us for the CPU's generator alone.
+    """
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+    if device is not None and device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
+class ExactSampler(DistributedSampler[Any]):
+    """The keys of one process's samples, epoch after epoch.
+
+    A key is `epoch * n_samples + index`, which `SeededDataset` decodes. The order of an epoch is
+    cut into global batches of `batch_size * num_replicas` samples and each process takes its slice
+    of each, so a global batch holds the same samples whatever the number of processes. The last,
+    smaller one is split evenly. It derives from `DistributedSampler` because Lightning leaves those
+    in place.
+
+    Args:
+        n_samples: Size of the dataset; at least one sample a process.
+        batch_size: Samples a process takes at a time.
+        seed: Seed of the run.
+        shuffle: A new order every epoch (training), or the dataset's own (evaluation).
+        num_replicas: Number of processes that share the data.
+        rank: Which of them this is.
+
+    Raises:
+        ValueError: If there are fewer samples than processes.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if n_samples < num_replicas:
+            raise ValueError(
+                f"a dataset of {n_samples} samples can't be shared by {num_replicas} processes: "
+                "give it more samples or use fewer devices"
+            )
+        super().__init__(
+            cast("Dataset[Any]", range(n_samples)), num_replicas, rank, shuffle=shuffle, seed=seed
+        )
+        self.n_samples = n_samples
+        self.batch_size = batch_size
+        self.position = 0
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples that all processes together take at a time."""
+        return self.batch_size * self.num_replicas
+
+    def __len__(self) -> int:
+        """Samples of this process in a whole epoch."""
+        n_whole, rest = divmod(self.n_samples, self.global_batch_size)
+        last = self._slice(n_whole * self.global_batch_size) if rest else range(0)
+        return n_whole * self.batch_size + len(last)
+
+    def __iter__(self) -> Iterator[int]:
+        """The rest of the epoch that `position` lies in."""
+        epoch, offset = divmod(self.position, self.n_samples)
+        order = self._order(epoch)
+        first_key = epoch * self.n_samples
+        for start in range(offset, self.n_samples, self.global_batch_size):
+            for i in self._slice(start):
+                yield first_key + order[i]
+
+    def advance(self) -> None:
+        """Notes that all processes took their slice of one more global batch."""
+        offset = self.position % self.n_samples
+        self.position += min(self.global_batch_size, self.n_samples - offset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Ignored: the epoch follows from `position`, which a restart puts back."""
+
+    def _slice(self, start: int) -> range:
+        """This process's positions within the global batch that begins at `start`."""
+        size = min(self.global_batch_size, self.n_samples - start)
+        if self.shuffle and size < self.num_replicas:
+            # Every process must take part in each training step, so the last samples of such an
+            # epoch are shared: some are seen twice. Evaluation never repeats one.
+            i = start + self.rank % size
+            return range(i, i + 1)
+        first = start + size * self.rank // self.num_replicas
+        return range(first, start + size * (self.rank + 1) // self.num_replicas)
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        if not self.shuffle:
+            return range(self.n_samples)
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(self.seed, "order", epoch))
+        return cast("list[int]", torch.randperm(self.n_samples, generator=generator).tolist())
+
+
+class SeededDataset(Dataset[Any]):
+    """Decodes the keys of `ExactSampler` and seeds the random transforms of each sample by its key.
+
+    Workers then need no random state of their own: how many there are, how far they prefetch and
+    whether they persist can't change a sample. Costs about 15 us a sample, once a batch where the
+    dataset fetches whole batches by `__getitems__`.
+
+    Args:
+        dataset: A map-style dataset.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self._n_samples = len(cast(Sized, dataset))
+        if hasattr(dataset, "__getitems__"):
+            # An attribute of the instance, because its mere presence tells the loader to use it.
+            self.__getitems__ = self._fetch_batch
+
+    def __len__(self) -> int:
+        return self._n_samples
+
+    def __getitem__(self, key: int) -> Any:
+        seed_generators(derive_seed(self.seed, "sample", key))
+        return self.dataset[key % self._n_samples]
+
+    def _fetch_batch(self, keys: list[int]) -> Any:
+        seed_generators(derive_seed(self.seed, "sample", keys[0]))
+        return self.dataset.__getitems__([key % self._n_samples for key in keys])  # type: ignore[attr-defined]

@@ -1,0 +1,277 @@
+"""The folder of a run: its name, its contents, its checkpoints. Knows no Lightning."""
+
+import contextlib
+import itertools
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG_KEY = "session_config"  # where a checkpoint carries its session's settings
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
+_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
+_JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+# Untracked files up to this size go into the patch; larger ones are data rather than code.
+_PATCH_FILE_BYTES = 100_000
+_PATCH_FILES = 200
+
+
+class Session:
+    """A session folder. The path is all its state, so it may be moved or renamed between runs.
+
+    Attributes:
+        path: The folder; empty in a process that has not been told yet.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = "") -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, output_path: str, tag: str) -> "Session":
+        """Makes `output_path/session_{machine}_{YYYY_MM_DD_HH_MM_SS}_{tag}`.
+
+        Two runs that start in the same second get a folder each: the second one's name ends in _2.
+
+        Raises:
+            ValueError: If the tag can't be part of a folder's name.
+            OSError: If the folder can't be made.
+        """
+        check_tag(tag)
+        machine = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().split(".")[0])
+        base = f"session_{machine}_{datetime.now():%Y_%m_%d_%H_%M_%S}_{tag}"
+        try:
+            Path(output_path).mkdir(parents=True, exist_ok=True)
+            for n in itertools.count(1):
+                path = Path(output_path, base if n == 1 else f"{base}_{n}")
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir()
+                    break
+        except OSError as ex:
+            raise OSError(
+                f"`output_path` is {output_path!r}, where no session folder can be made "
+                f"({ex.strerror}): give a folder that you may write to"
+            ) from ex
+        return cls(path)
+
+    @classmethod
+    def around(cls, path: str | os.PathLike[str]) -> "Session | None":
+        """The session that `path` is, or that the checkpoint `path` lies in, if any."""
+        path = Path(path)
+        folder = path if path.is_dir() else path.absolute().parent.parent
+        if folder.joinpath("config.yaml").is_file():
+            return cls(folder if path.is_dir() else _relative(folder))
+        return None
+
+    @property
+    def config(self) -> Path:
+        """Every setting as resolved."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Where and with what the run was started, and started again."""
+        return self.path / "environment.yaml"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where to go on from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The weights of the best validation score."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    def log(self, rank: int = 0) -> Path:
+        """What the terminal showed, of one process."""
+        return self.path / (f"log_rank{rank}.txt" if rank else "log.txt")
+
+    def find_checkpoint(self, best: bool) -> Path:
+        """The checkpoint to test (`best`), or else to go on from.
+
+        Raises:
+            FileNotFoundError: If there is none that is whole; names those passed over.
+        """
+        candidates = [self.best_checkpoint, self.last_checkpoint]
+        passed_over: list[str] = []
+        for path in candidates if best else reversed(candidates):
+            if not path.exists():
+                continue
+            if is_whole(path):
+                for reason in passed_over:
+                    print(reason, file=sys.stderr)
+                return path
+            passed_over.append(f"{path} is truncated or damaged: passed over")
+        reasons = "; ".join(passed_over) or "it stopped before its first one was written"
+        raise FileNotFoundError(
+            f"{self.path} has no checkpoint to use: {reasons}. Start again with "
+            f"`fit --config {self.config}`"
+        )
+
+    def write_config(self, text: str) -> None:
+        """Writes config.yaml; an earlier one with other settings is kept as config_1.yaml, ..."""
+        text = f"# python cli.py fit --config {self.config.name}\n{text}"
+        if self.config.exists() and self.config.read_text() != text:
+            self.config.rename(_unused(self.path, "config_{}.yaml"))
+        self.config.write_text(text)
+
+    def record_environment(self, n_processes: int) -> list[str]:
+        """Writes environment.yaml and, where the code differs from its commit, uncommitted.patch.
+
+        A session that goes on keeps what it was first started with; later starts are listed under
+        `restarts`.
+
+        Returns:
+            What differs from the first start, a line each.
+        """
+        now = describe_environment(n_processes)
+        patch = _uncommitted(Path(sys.argv[0]).absolute().parent) if now["git_dirty"] else ""
+        if not self.environment.exists():
+            recorded, changes = now, []
+            self._write_patch(patch)
+        else:
+            recorded = yaml.safe_load(self.environment.read_text())
+            changes = differences(_comparable(recorded), _comparable(now))
+            if self._patches() != patch and patch:
+                now["patch"] = self._write_patch(patch)
+                changes.append(f"uncommitted changes: see {now['patch']}")
+            recorded.setdefault("restarts", []).append(now)
+        self.environment.write_text(yaml.safe_dump(recorded, sort_keys=False))
+        return changes
+
+    def _patches(self) -> str:
+        path = self.path / "uncommitted.patch"
+        return path.read_text(errors="surrogateescape") if path.exists() else ""
+
+    def _write_patch(self, patch: str) -> str:
+        path = self.path / "uncommitted.patch"
+        if path.exists():
+            path = _unused(self.path, "uncommitted_{}.patch")
+        if patch:
+            path.write_text(patch, errors="surrogateescape")
+        return path.name
+
+
+def check_tag(tag: str) -> None:
+    """Refuses a tag that can't be part of a folder's name.
+
+    Raises:
+        ValueError: Says what is allowed.
+    """
+    if not _TAG.fullmatch(tag):
+        raise ValueError(
+            f"`tag` is {tag!r}: use 1 to 100 letters, digits and any of _ . , = + @ - "
+            "(it becomes part of the folder's name)"
+        )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is complete: torch saves zip files, with a CRC-32 for each record."""
+    if path.is_dir():  # sharded: the metadata is written last
+        return path.joinpath("meta.pt").exists()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line `a.b: old -> new` for each key, at any depth, whose value differs."""
+    lines: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def describe_environment(n_processes: int) -> dict[str, Any]:
+    """Command, code, machine and versions, as plain types."""
+    code = Path(sys.argv[0]).absolute().parent
+    status = _run("git", "-C", str(code), "status", "--porcelain")
+    jobs = (os.environ[name] for name in _JOB_ID_VARIABLES if name in os.environ)
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "n_processes": n_processes,
+        "job_id": next(jobs, None),
+        "git_commit": (_run("git", "-C", str(code), "rev-parse", "HEAD") or "").strip() or None,
+        "git_dirty": bool(status),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "gpus": _gpus(),
+    }
+
+
+def go_on_command(command: str, path: Path) -> str:
+    """What to type to run `command` (fit, test, ...) on a session folder."""
+    script = os.path.relpath(sys.argv[0])
+    return f"python {shlex.quote(script)} {command} --ckpt_path {shlex.quote(str(path))}"
+
+
+def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
+    varying = ("command", "started", "job_id", "restarts", "patch")
+    return {key: value for key, value in environment.items() if key not in varying}
+
+
+def _relative(path: Path) -> Path:
+    relative = Path(os.path.relpath(path))
+    return path if ".." in relative.parts else relative
+
+
+def _unused(folder: Path, pattern: str) -> Path:
+    n = 1
+    while (path := folder / pattern.format(n)).exists():
+        n += 1
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpus() -> list[str]:
+    query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    return [f"{line}".strip() for line in (_run(*query) or "").splitlines()]
+
+
+def _uncommitted(code: Path) -> str:
+    """The diff of the working tree against its commit, small untracked files included."""
+    top = (_run("git", "-C", str(code), "rev-parse", "--show-toplevel") or "").strip()
+    patch = _run("git", "-C", top, "diff", "HEAD", "--binary") or ""
+    untracked = _run("git", "-C", top, "ls-files", "--others", "--exclude-standard", "-z") or ""
+    for name in [name for name in untracked.split("\0") if name][:_PATCH_FILES]:
+        path = Path(top, name)
+        if path.is_file() and path.stat().st_size <= _PATCH_FILE_BYTES:
+            arguments = ("diff", "--no-index", "--binary", os.devnull, name)
+            patch += _run("git", "-C", top, *arguments, success=(0, 1)) or ""
+    return patch
+
+
+def _run(*command: str, success: tuple[int, ...] = (0,)) -> str | None:
+    """The output of a command, or None if it is missing or fails."""
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, errors="surrogateescape", timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout if result.returncode in success else None

@@ -1,0 +1,9 @@
+"""The guide's example: a small convolutional network on CIFAR-10.
+
+python cli.py fit --config configs/cifar.yaml
+"""
+
+from projects.cifar.data import CifarData
+from projects.cifar.module import CifarModule
+
+__all__ = ["CifarData", "CifarModule"]

@@ -1,0 +1,96 @@
+"""CIFAR-10, or any folder of images, in memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import CIFAR10, ImageFolder
+
+from lightning_trainer import BaseDataModule
+
+
+class Images(torch.utils.data.Dataset):
+    """Images (N, 3, H, W) as uint8 with their labels (N,); a batch is one indexing operation."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        at = torch.tensor(indices)
+        return {"image": self.images.index_select(0, at), "label": self.labels[at]}
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"image": self.images[index], "label": self.labels[index]}
+
+    def collate_fn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return batch  # `__getitems__` has made it
+
+
+class CifarData(BaseDataModule):
+    """CIFAR-10 as torchvision downloads it, or a folder with `train/CLASS/*` and `test/CLASS/*`.
+
+    As in the guide the test images serve as validation images.
+
+    Args:
+        root: Folder of the data; its layout is recognised.
+        image_size: Height and width that images of a folder are resized to, in pixels.
+    """
+
+    def __init__(self, root: str = "data/cifar10", image_size: int = 32, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.root, self.image_size = Path(root), image_size
+
+    def prepare_data(self) -> None:
+        if self._is_image_folder():
+            return
+        try:
+            CIFAR10(str(self.root), download=True)
+        except (URLError, OSError, RuntimeError) as ex:
+            raise FileNotFoundError(
+                f"`data.root` is '{self.root}': there is no CIFAR-10 in it and it can't be "
+                f"downloaded ({ex}). Either run once where there is a network, or put images into "
+                f"{self.root}/train/CLASS/* and {self.root}/test/CLASS/*"
+            ) from ex
+
+    def create_data(self) -> None:
+        read = self._read_folder if self._is_image_folder() else self._read_cifar
+        self.train_dataset, classes = read("train")
+        self.val_dataset, val_classes = read("test")
+        self.test_dataset = self.predict_dataset = self.val_dataset
+        if classes != val_classes:
+            raise FileNotFoundError(
+                f"the classes in {self.root}/train and {self.root}/test differ "
+                f"({sorted(set(classes) ^ set(val_classes))}): make the same folders in both"
+            )
+        self.classes = classes
+
+    def _is_image_folder(self) -> bool:
+        return (self.root / "train").is_dir()
+
+    def _read_cifar(self, split: str) -> tuple[Images, list[str]]:
+        cifar = CIFAR10(str(self.root), train=split == "train")
+        images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
+        return Images(images, torch.tensor(cifar.targets)), cifar.classes
+
+    def _read_folder(self, split: str) -> tuple[Images, list[str]]:
+        folder = ImageFolder(str(self.root / split))
+        images = torch.empty(len(folder), 3, self.image_size, self.image_size, dtype=torch.uint8)
+
+        def read(i: int) -> None:
+            image = Image.open(folder.samples[i][0]).convert("RGB")
+            if image.size != (self.image_size, self.image_size):
+                image = image.resize((self.image_size, self.image_size))
+            images[i] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+        with ThreadPoolExecutor() as pool:  # decoding a JPEG leaves Python to other threads
+            list(pool.map(read, range(len(folder))))
+        # Mixed, as CIFAR-10 itself is: in a folder's order the first batches are all of one class.
+        order = torch.randperm(len(folder), generator=torch.Generator().manual_seed(0))
+        return Images(images[order], torch.tensor(folder.targets)[order]), folder.classes

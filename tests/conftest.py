@@ -1,0 +1,140 @@
+"""One tiny project, and how the tests run it."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_trainer import BaseDataModule, BaseModule
+from lightning_trainer.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+class TinyDataset(torch.utils.data.Dataset):
+    """26 samples whose noise comes from all three random generators."""
+
+    def __init__(self, n_samples: int = 26) -> None:
+        self.n_samples = n_samples
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        noise = torch.rand(4) + random.random() + float(np.random.rand())
+        return {
+            "x": torch.full((4,), float(index % 2)) + 0.1 * noise,
+            "label": index % 2,
+            "i": index,
+        }
+
+
+class TinyData(BaseDataModule):
+    def __init__(self, n_samples: int = 26, batch_size: int = 4, n_workers: int = 0) -> None:
+        super().__init__(batch_size, n_workers)
+        self.n_samples = n_samples
+
+    def create_data(self) -> None:
+        self.train_dataset = TinyDataset(self.n_samples)
+        self.val_dataset = self.test_dataset = self.predict_dataset = TinyDataset(10)
+
+
+class TinyModule(BaseModule):
+    """Batch norm, dropout and Adam: each has a state that a restart must get right."""
+
+    def __init__(self, learning_rate: float = 1e-2, schedule: str = "none", **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
+        self.pictures: list[tuple[str, int]] = []
+
+    def create_model(self) -> None:
+        self.model = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)
+        )
+
+    def create_loss(self) -> None:
+        self.loss_fn = nn.CrossEntropyLoss()
+
+    def create_optimiser(self) -> None:
+        self.optimiser = torch.optim.Adam(self.model.parameters(), self.hparams.learning_rate)
+        schedules = torch.optim.lr_scheduler
+        if self.hparams.schedule == "cosine":
+            self.scheduler = schedules.CosineAnnealingLR(self.optimiser, self.trainer.max_steps)
+        elif self.hparams.schedule == "plateau":
+            self.scheduler = schedules.ReduceLROnPlateau(self.optimiser, "max", patience=0)
+
+    def create_metrics(self) -> None:
+        accuracy = MulticlassAccuracy(2, average="micro", validate_args=False)
+        self.train_metrics, self.val_metrics = accuracy, accuracy.clone()
+
+    def forward_model(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.model(batch["x"])
+
+    def forward_loss(self, batch: dict[str, Tensor], output: Tensor) -> Tensor:
+        return self.loss_fn(output, batch["label"])
+
+    def visualise(self, batch: dict[str, Tensor], output: Tensor, mode: str) -> None:
+        self.pictures.append((mode, self.global_step))
+
+
+CONFIG = """\
+tag: tiny
+output_path: {output_path}
+model:
+  class_path: conftest.TinyModule
+data:
+  class_path: conftest.TinyData
+trainer:
+  accelerator: cpu
+  max_steps: 23
+  val_check_interval: 5
+  log_every_n_steps: 4
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config file of the tiny project whose sessions go to tmp_path."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.format(output_path=tmp_path / "experiments"))
+    return path
+
+
+@pytest.fixture
+def run(config: Path, capfd: pytest.CaptureFixture[str]):
+    """Runs the command line in this process: run("fit", ...) -> (exit code, out, err)."""
+
+    def run_(*args: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            main([str(arg) for arg in args])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run_
+
+
+@pytest.fixture
+def sessions(tmp_path: Path):
+    """The session folders made so far, oldest first."""
+    return lambda: sorted((tmp_path / "experiments").glob("session_*"), key=os.path.getmtime)
+
+
+def run_process(*args: object, **kwargs) -> subprocess.CompletedProcess[str]:
+    """Runs `python cli.py` in a process of its own, from the root of the repository."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, **kwargs.pop("env", {})}
+    command = [sys.executable, "cli.py", *map(str, args)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, **kwargs
+    )

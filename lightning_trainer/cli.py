@@ -47,9 +47,27 @@ _TRAINER_DEFAULTS = {
 
 _DESCRIPTION = """Trains, tests and applies a project's model. Each run has a session folder.
 
-fit --config configs/digits.yaml             a new session
-fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
-test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
+    fit --config configs/digits.yaml             a new session
+    fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
+    test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
+
+Any key of a config file is an option as well and wins over the file:
+
+    fit --config configs/cifar.yaml --tag lr3e-3 --model.learning_rate 3e-3
+"""
+
+_COMMANDS = {
+    "fit": "Trains a model: a new session, or with --ckpt_path one that goes on.",
+    "validate": "Scores a session's best checkpoint on the validation data.",
+    "test": "Scores a session's best checkpoint on the test data.",
+    "predict": "Writes a session's best checkpoint's outputs to predictions.pt.",
+}
+
+_OWN_OPTIONS = """
+The options of a project's own classes:
+
+    {command} --model.help projects.digits.DigitsModule
+    {command} --data.help projects.digits.DigitsData
 """
 
 
@@ -80,12 +98,17 @@ class SessionCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=SessionParser,
             # No abbreviations: `--trainer.max_step 3` would silently set max_steps.
-            parser_kwargs={"allow_abbrev": False, "description": _DESCRIPTION},
+            parser_kwargs={"allow_abbrev": False, "description": _DESCRIPTION, **_help()},
             args=args,
         )
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the options of the session."""
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Puts our description of each command into the list of them."""
+        super().setup_parser(*args, **kwargs)
+        self.parser.describe_commands(_COMMANDS)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options of the session, above Lightning's long list."""
         parser.add_argument("--tag", default="run", help="Name of the experiment.")
         parser.add_argument(
             "--output_path", default="experiments", help="Folder that holds the session folders."
@@ -96,6 +119,7 @@ class SessionCLI(LightningCLI):
             default=10.0,
             help="Write last.ckpt at least this often, in minutes.",
         )
+        super().add_default_arguments_to_parser(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Reads a session's stored settings, then config files, then single options."""
@@ -244,6 +268,17 @@ def _is_explained(ex: BaseException) -> bool:
     running = any(file.is_relative_to(lightning / "loops") for file in files)
     installed = "site-packages" in files[-1].parts
     return files[-1].is_relative_to(own) or not (running or installed)
+
+
+def _help() -> dict[str, dict[str, str]]:
+    """What `COMMAND --help` says first."""
+    return {
+        command: {
+            "description": description + "\n" + _OWN_OPTIONS.format(command=command),
+            "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
+        }
+        for command, description in _COMMANDS.items()
+    }
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -52,7 +52,10 @@ class BaseModule(pl.LightningModule):
     val_metrics: Any
 
     def __init__(
-        self, vis_iterations: int = 500, score_name: str | None = None, score_mode: str = "max"
+        self,
+        vis_iterations: int = 500,
+        score_name: str | None = None,
+        score_mode: Literal["max", "min"] = "max",
     ) -> None:
         super().__init__()
         require_hooks(type(self))

@@ -4,10 +4,11 @@ import argparse
 import importlib
 import re
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch.cli import LightningArgumentParser
 
 _UNKNOWN = re.compile(
@@ -17,8 +18,22 @@ _UNKNOWN = re.compile(
 _CLASS_PATH = re.compile(r"class_path '([^']+)'")
 
 
+class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of a description."""
+
+
 class SessionParser(LightningArgumentParser):
     """Says in one message what was wrong, which name was probably meant, and where to read more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=_Formatter, **kwargs)
+
+    def describe_commands(self, descriptions: Mapping[str, str]) -> None:
+        """Sets what `--help` lists; private to argparse, which takes it only at an addition."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for choice in action._choices_actions:
+                    choice.help = descriptions[choice.dest]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with code 2."""

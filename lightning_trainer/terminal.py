@@ -175,8 +175,8 @@ def _start_helper(log: int, routes: dict[int, int]) -> subprocess.Popen[bytes]:
     with helper.stdout as ready:
         if not ready.read(1):
             raise RuntimeError(
-                f"the helper of `TerminalLog` ended with status {helper.wait()}: "
-                f"see what `{sys.executable} -I -S {__file__}` says"
+                f"the helper of `TerminalLog` ended with status {helper.wait()}: what it printed "
+                f"says why, or `sys.executable`, {sys.executable!r}, is no Python"
             )
     return helper
 
@@ -216,6 +216,7 @@ def _write(fd: int, data: bytes) -> None:
 
 def _readable(pending: bytes) -> tuple[bytes, bytes]:
     """The text to file, in whole lines, and the bytes which wait for the end of their line."""
+    # Beyond the limit a bar loses its old frames, and other text is filed as several lines.
     *lines, rest = pending.split(b"\n")
     if len(rest) > _LONGEST:
         rest = b"\r".join(rest.split(b"\r")[-2:])

@@ -7,7 +7,6 @@ python cli.py fit --ckpt_path experiments/session_...
 import contextlib
 import logging
 import os
-import random
 import sys
 import tempfile
 import traceback
@@ -23,9 +22,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning_trainer.callbacks import built_in_callbacks
 from lightning_trainer.checkpoint_io import AtomicCheckpointIO
 from lightning_trainer.data import BaseDataModule
+from lightning_trainer.environment import describe_environment, uncommitted_changes
+from lightning_trainer.launch import is_first_process, n_processes, random_seed
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.module import BaseModule
-from lightning_trainer.parser import SessionParser, root_cause
+from lightning_trainer.parser import SessionParser, help_texts, root_cause
 from lightning_trainer.restart import Restart, configs_first, find_option
 from lightning_trainer.session import Session, check_tag, differences
 from lightning_trainer.terminal import TerminalLog
@@ -45,31 +46,6 @@ _TRAINER_DEFAULTS = {
     "enable_autolog_hparams": False,
 }
 
-_DESCRIPTION = """Trains, tests and applies a project's model. Each run has a session folder.
-
-    fit --config configs/digits.yaml             a new session
-    fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
-    test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
-
-Any key of a config file is an option as well and wins over the file:
-
-    fit --config configs/cifar.yaml --tag lr3e-3 --model.learning_rate 3e-3
-"""
-
-_COMMANDS = {
-    "fit": "Trains a model: a new session, or with --ckpt_path one that goes on.",
-    "validate": "Scores a session's best checkpoint on the validation data.",
-    "test": "Scores a session's best checkpoint on the test data.",
-    "predict": "Writes a session's best checkpoint's outputs to predictions.pt.",
-}
-
-_OWN_OPTIONS = """
-The options of a project's own classes:
-
-    {command} --model.help projects.digits.DigitsModule
-    {command} --data.help projects.digits.DigitsData
-"""
-
 
 class SessionCLI(LightningCLI):
     """LightningCLI with a session folder for each run.
@@ -82,6 +58,7 @@ class SessionCLI(LightningCLI):
         stack: Gets what gives the terminal back; without it that happens when the process ends.
     """
 
+    parser: SessionParser
     session: Session
     restart: Restart | None = None
 
@@ -98,14 +75,14 @@ class SessionCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=SessionParser,
             # No abbreviations: `--trainer.max_step 3` would silently set max_steps.
-            parser_kwargs={"allow_abbrev": False, "description": _DESCRIPTION, **_help()},
+            parser_kwargs={"allow_abbrev": False, **help_texts()},
             args=args,
         )
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """Puts our description of each command into the list of them."""
         super().setup_parser(*args, **kwargs)
-        self.parser.describe_commands(_COMMANDS)
+        self.parser.describe_commands()
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
@@ -142,7 +119,7 @@ class SessionCLI(LightningCLI):
         # Else Lightning lets the checkpoint's hyper-parameters win over the command line.
         config.ckpt_path = None
         if isinstance(config.seed_everything, bool):
-            config.seed_everything = _random_seed()
+            config.seed_everything = random_seed()
 
     def before_instantiate_classes(self) -> None:
         """Makes or reopens the session folder; from here on the terminal is in log.txt."""
@@ -151,7 +128,7 @@ class SessionCLI(LightningCLI):
         goes_on = self.restart.session if self.restart else None
         if rank > 0 and _SESSION_VARIABLE in os.environ:
             self.session = Session(os.environ[_SESSION_VARIABLE])
-        elif not _is_first_process():
+        elif not is_first_process():
             self.session = Session()  # ShareSession will tell
         else:
             self.session = goes_on or Session.create(config.output_path, config.tag)
@@ -163,7 +140,7 @@ class SessionCLI(LightningCLI):
                 self._stack.callback(terminal.stop)
         if self.restart:
             config.ckpt_path = str(self.restart.checkpoint)
-        if _is_first_process():
+        if is_first_process():
             self._announce()
             if self.subcommand == "fit" or not goes_on:
                 self._record()
@@ -232,7 +209,9 @@ class SessionCLI(LightningCLI):
             settings["ckpt_path"] = None
             changes = differences(self.restart.config, settings)
         self.session.write_config(yaml.safe_dump(settings, sort_keys=False))
-        changes += self.session.record_environment(_n_processes(settings["trainer"]))
+        changes += self.session.record_environment(
+            describe_environment(n_processes(settings["trainer"])), uncommitted_changes()
+        )
         if changes:
             print("What differs from before:", *changes, sep="\n    ", flush=True)
 
@@ -268,17 +247,6 @@ def _is_explained(ex: BaseException) -> bool:
     running = any(file.is_relative_to(lightning / "loops") for file in files)
     installed = "site-packages" in files[-1].parts
     return files[-1].is_relative_to(own) or not (running or installed)
-
-
-def _help() -> dict[str, dict[str, str]]:
-    """What `COMMAND --help` says first."""
-    return {
-        command: {
-            "description": description + "\n" + _OWN_OPTIONS.format(command=command),
-            "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
-        }
-        for command, description in _COMMANDS.items()
-    }
 
 
 @contextlib.contextmanager
@@ -327,30 +295,3 @@ def _as_list(value: Any) -> list[Any]:
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _is_first_process() -> bool:
-    """Whether this is the first process of all, by the launchers' variables."""
-    env = os.environ
-    if "RANK" in env:
-        return int(env["RANK"]) == 0
-    local, node = env.get("LOCAL_RANK"), env.get("NODE_RANK", env.get("GROUP_RANK"))
-    if local is not None or node is not None:
-        return int(local or 0) == 0 and int(node or 0) == 0
-    return int(env.get("SLURM_PROCID", 0)) == 0
-
-
-def _random_seed() -> int:
-    """A seed that all processes share, to be kept in config.yaml."""
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and "PL_GLOBAL_SEED" in os.environ:
-        return int(os.environ["PL_GLOBAL_SEED"])
-    return random.SystemRandom().randrange(2**32)
-
-
-def _n_processes(trainer: dict[str, Any]) -> int:
-    world = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
-    if world is not None:
-        return int(world)
-    devices = trainer["devices"]
-    n_devices = len(devices) if isinstance(devices, list) else devices
-    return int(trainer["num_nodes"]) * (n_devices if isinstance(n_devices, int) else 1)

@@ -1,10 +1,9 @@
 """BaseModule: from a project's hooks to a LightningModule."""
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_trainer.hooks import require_hooks
+from lightning_trainer.metrics import compute_metrics, named_metrics
 
 Batch = dict[str, Any]
 
@@ -226,7 +226,7 @@ class BaseModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turns the metrics into `val/...` and, over the training since then, `train/...`."""
-        results = self._evaluation_results("val") | self._compute(self.train_metrics, "train")
+        results = self._evaluation_results("val") | compute_metrics(self.train_metrics, "train")
         if isinstance(self.scheduler, ReduceLROnPlateau) and not self.trainer.sanity_checking:
             self.scheduler.step(results[self.score_key])
         # Not to the loggers: Lightning's step there is one less than the number of iterations done.
@@ -290,7 +290,7 @@ class BaseModule(pl.LightningModule):
 
     def _evaluation_results(self, mode: str) -> dict[str, Tensor]:
         """The loss and the metrics of the evaluation that ends, as scalars; resets them."""
-        results = self._compute(self.val_metrics, mode)
+        results = compute_metrics(self.val_metrics, mode)
         results[f"{mode}/loss"] = self.val_loss.compute()
         self.val_loss.reset()
         if self.score_key.replace("val/", f"{mode}/", 1) not in results:
@@ -299,27 +299,6 @@ class BaseModule(pl.LightningModule):
                 "scalar: put a scalar metric first, or name one by `score_name`"
             )
         return results
-
-    def _compute(self, metrics: Any, mode: str) -> dict[str, Tensor]:
-        """The scalars among `metrics` by their logged names; resets them."""
-        values: dict[str, Any] = {}
-        for name, metric in named_metrics(metrics).items():
-            if metric.update_called:
-                value = metric.compute()
-                values |= value if isinstance(value, dict) else {name: value}
-        metrics.reset()
-        return {
-            f"{mode}/{name}": value
-            for name, value in values.items()
-            if isinstance(value, Tensor) and value.numel() == 1
-        }
-
-
-def named_metrics(metrics: Metric | MetricCollection) -> dict[str, Metric]:
-    """The metrics by name; a single one is named for its class, `MulticlassAccuracy` accuracy."""
-    if isinstance(metrics, MetricCollection):
-        return cast("dict[str, Metric]", dict(metrics.items()))
-    return {re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__).lower(): metrics}
 
 
 def _detach(output: Any) -> Any:

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -18,6 +17,44 @@ _UNKNOWN = re.compile(
 _CLASS_PATH = re.compile(r"class_path '([^']+)'")
 
 
+_DESCRIPTION = """Trains, tests and applies a project's model. Each run has a session folder.
+
+    fit --config configs/digits.yaml             a new session
+    fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
+    test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
+
+Any key of a config file is an option as well and wins over the file:
+
+    fit --config configs/cifar.yaml --tag lr3e-3 --model.learning_rate 3e-3
+"""
+
+_COMMANDS = {
+    "fit": "Trains a model: a new session, or with --ckpt_path one that goes on.",
+    "validate": "Scores a session's best checkpoint on the validation data.",
+    "test": "Scores a session's best checkpoint on the test data.",
+    "predict": "Writes a session's best checkpoint's outputs to predictions.pt.",
+}
+
+_OWN_OPTIONS = """
+The options of a project's own classes:
+
+    {command} --model.help projects.digits.DigitsModule
+    {command} --data.help projects.digits.DigitsData
+"""
+
+
+def help_texts() -> dict[str, Any]:
+    """What `--help` says first, for the program and for each command."""
+    commands = {
+        command: {
+            "description": description + "\n" + _OWN_OPTIONS.format(command=command),
+            "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
+        }
+        for command, description in _COMMANDS.items()
+    }
+    return {"description": _DESCRIPTION, **commands}
+
+
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of a description."""
 
@@ -28,12 +65,12 @@ class SessionParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_Formatter, **kwargs)
 
-    def describe_commands(self, descriptions: Mapping[str, str]) -> None:
+    def describe_commands(self) -> None:
         """Sets what `--help` lists; private to argparse, which takes it only at an addition."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for choice in action._choices_actions:
-                    choice.help = descriptions[choice.dest]
+                    choice.help = _COMMANDS[choice.dest]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with code 2."""

@@ -6,12 +6,10 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,6 @@ import yaml
 CONFIG_KEY = "session_config"  # where a checkpoint carries its session's settings
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
-_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
-_JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
-# Untracked files up to this size go into the patch; larger ones are data rather than code.
-_PATCH_FILE_BYTES = 100_000
-_PATCH_FILES = 200
 
 
 class Session:
@@ -126,17 +119,19 @@ class Session:
             self.config.rename(_unused(self.path, "config_{}.yaml"))
         self.config.write_text(text)
 
-    def record_environment(self, n_processes: int) -> list[str]:
+    def record_environment(self, now: dict[str, Any], patch: str) -> list[str]:
         """Writes environment.yaml and, where the code differs from its commit, uncommitted.patch.
 
         A session that goes on keeps what it was first started with; later starts are listed under
         `restarts`.
 
+        Args:
+            now: What the run is started with, as plain types.
+            patch: The code's difference from its commit; may be empty.
+
         Returns:
             What differs from the first start, a line each.
         """
-        now = describe_environment(n_processes)
-        patch = _uncommitted(Path(sys.argv[0]).absolute().parent) if now["git_dirty"] else ""
         if not self.environment.exists():
             recorded, changes = now, []
             self._write_patch(patch)
@@ -199,25 +194,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-def describe_environment(n_processes: int) -> dict[str, Any]:
-    """Command, code, machine and versions, as plain types."""
-    code = Path(sys.argv[0]).absolute().parent
-    status = _run("git", "-C", str(code), "status", "--porcelain")
-    jobs = (os.environ[name] for name in _JOB_ID_VARIABLES if name in os.environ)
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "n_processes": n_processes,
-        "job_id": next(jobs, None),
-        "git_commit": (_run("git", "-C", str(code), "rev-parse", "HEAD") or "").strip() or None,
-        "git_dirty": bool(status),
-        "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "gpus": _gpus(),
-    }
-
-
 def go_on_command(command: str, path: Path) -> str:
     """What to type to run `command` (fit, test, ...) on a session folder."""
     script = os.path.relpath(sys.argv[0])
@@ -239,39 +215,3 @@ def _unused(folder: Path, pattern: str) -> Path:
     while (path := folder / pattern.format(n)).exists():
         n += 1
     return path
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _gpus() -> list[str]:
-    query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-    return [f"{line}".strip() for line in (_run(*query) or "").splitlines()]
-
-
-def _uncommitted(code: Path) -> str:
-    """The diff of the working tree against its commit, small untracked files included."""
-    top = (_run("git", "-C", str(code), "rev-parse", "--show-toplevel") or "").strip()
-    patch = _run("git", "-C", top, "diff", "HEAD", "--binary") or ""
-    untracked = _run("git", "-C", top, "ls-files", "--others", "--exclude-standard", "-z") or ""
-    for name in [name for name in untracked.split("\0") if name][:_PATCH_FILES]:
-        path = Path(top, name)
-        if path.is_file() and path.stat().st_size <= _PATCH_FILE_BYTES:
-            arguments = ("diff", "--no-index", "--binary", os.devnull, name)
-            patch += _run("git", "-C", top, *arguments, success=(0, 1)) or ""
-    return patch
-
-
-def _run(*command: str, success: tuple[int, ...] = (0,)) -> str | None:
-    """The output of a command, or None if it is missing or fails."""
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, errors="surrogateescape", timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout if result.returncode in success else None

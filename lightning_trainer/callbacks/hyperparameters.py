@@ -19,8 +19,7 @@ class LogHyperParameters(Callback):
     """
 
     def __init__(self, config: Mapping[str, Any], report: ReportEvaluation) -> None:
-        groups = ("seed_everything", "model", "data")
-        self._config = {name: config[name] for name in groups if config.get(name) is not None}
+        self._parameters = _flatten(config)
         self.report = report
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -30,4 +29,20 @@ class LogHyperParameters(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 score = {"score/best": self.report.best_score}
-                logger.log_hyperparams(self._config, score, step=trainer.global_step)
+                logger.log_hyperparams(self._parameters, score, step=trainer.global_step)
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make runs differ, named as on the command line: `model.learning_rate`."""
+    parameters = {"seed_everything": config.get("seed_everything")}
+    for group in ("model", "data"):
+        settings = config.get(group, {})
+        parameters[group] = settings.get("class_path")
+        for name, value in settings.get("init_args", {}).items():
+            parameters[f"{group}.{name}"] = value
+    for name in _TRAINER_SETTINGS:
+        parameters[f"trainer.{name}"] = config.get("trainer", {}).get(name)
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+_TRAINER_SETTINGS = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")

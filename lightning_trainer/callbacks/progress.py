@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -12,44 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_trainer.callbacks.device_events import DeviceEvents
+from lightning_trainer.callbacks.line import Progress
 from lightning_trainer.callbacks.schedule import counts_iterations
-from lightning_trainer.callbacks.times import RunTimes, format_duration
+from lightning_trainer.callbacks.times import RunTimes
 from lightning_trainer.data import SessionLoader
-
-
-@dataclass
-class Progress:
-    """What one log line tells.
-
-    Attributes:
-        iteration: Iterations done, i.e. optimiser steps.
-        n_iterations: Iterations of the whole run; infinite if it has no end.
-        examples_per_s: Of all processes together.
-        loss: Mean over the iterations since the last line.
-        elapsed_s: Since training started, earlier starts of the run included.
-        left_s: Until the end of the run.
-        fetch_ms: An iteration's wait for its batch, in the process that waits longest.
-        update_ms: An iteration's forward, backward and optimiser step.
-    """
-
-    iteration: int
-    n_iterations: float
-    examples_per_s: float
-    loss: float
-    elapsed_s: float
-    left_s: float
-    fetch_ms: float
-    update_ms: float
-
-    def __str__(self) -> str:
-        total = f"{self.n_iterations:.0f}" if math.isfinite(self.n_iterations) else "?"
-        left = format_duration(self.left_s) if math.isfinite(self.left_s) else "unknown"
-        return (
-            f"Iteration {self.iteration:6d}/{total} | examples/s: {self.examples_per_s:.1f} | "
-            f"loss: {self.loss:.4f} | time elapsed: {format_duration(self.elapsed_s)} | "
-            f"time left: {left}\n"
-            f"Fetch data time: {self.fetch_ms:.0f}ms, model update time: {self.update_ms:.0f}ms"
-        )
 
 
 class _Window:
@@ -98,7 +64,7 @@ class PrintProgress(Callback):
         self._n_iterations = trainer.estimated_stepping_batches
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, SessionLoader) else None
-        self._events = _DeviceEvents() if trainer.strategy.root_device.type == "cuda" else None
+        self._events = DeviceEvents() if trainer.strategy.root_device.type == "cuda" else None
         self._loss_sum = torch.tensor(
             self._restored.get("loss_sum", 0.0), device=trainer.strategy.root_device
         )
@@ -278,34 +244,3 @@ class PrintProgress(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=progress.iteration)
             logger.save()
-
-
-class _DeviceEvents:
-    """Times what a GPU does between `start` and `end`, without waiting for it.
-
-    The events are used again after each line, so a step allocates nothing.
-    """
-
-    def __init__(self) -> None:
-        self._pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self._n_used = 0
-
-    def start(self) -> None:
-        if self._n_used == len(self._pairs):
-            event: Any = torch.cuda.Event
-            self._pairs.append((event(enable_timing=True), event(enable_timing=True)))
-        self._pairs[self._n_used][0].record()
-
-    def end(self) -> None:
-        self._pairs[self._n_used][1].record()
-        self._n_used += 1
-
-    def total_s(self) -> float:
-        """Synchronises with the device up to the newest `end`."""
-        pairs = self._pairs[: self._n_used]
-        if pairs:
-            pairs[-1][1].synchronize()
-        return float(sum(start.elapsed_time(end) for start, end in pairs) / 1e3)
-
-    def clear(self) -> None:
-        self._n_used = 0

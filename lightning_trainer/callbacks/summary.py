@@ -1,5 +1,6 @@
 """What is told at the start and at the end of a run."""
 
+import signal
 import sys
 from typing import Any
 
@@ -43,7 +44,10 @@ class Summarise(Callback):
     ) -> None:
         """Prints the summary of a run that was stopped, above the traceback if there is one."""
         if self._training:
-            self._print(trainer, f"Stopped at iteration {trainer.global_step}")
+            cause = ""
+            if isinstance(exception, SystemExit) and isinstance(exception.code, int):
+                cause = f" by {signal.Signals(exception.code - 128).name}"
+            self._print(trainer, f"\nStopped{cause} at iteration {trainer.global_step}")
 
     def _print(self, trainer: pl.Trainer, title: str) -> None:
         self._training = False

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torchmetrics import Metric
 
-from lightning_trainer.module import named_metrics
+from lightning_trainer.metrics import named_metrics
 
 _KEY = "train_metrics"
 

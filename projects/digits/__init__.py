@@ -5,32 +5,22 @@ python cli.py fit --config configs/digits.yaml
 
 import torch
 from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_trainer import BaseDataModule, BaseModule
 
 
-class Digits(torch.utils.data.Dataset):
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"image": self.images[index], "label": self.labels[index]}
-
-
 class DigitsData(BaseDataModule):
     def create_data(self) -> None:
         digits = load_digits()
         images = torch.tensor(digits.images[:, None] / 16, dtype=torch.float32)  # (1797, 1, 8, 8)
-        labels = torch.tensor(digits.target)
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-        train, val = order[:1437], order[1437:]
-        self.train_dataset = Digits(images[train], labels[train])
-        self.val_dataset = self.test_dataset = Digits(images[val], labels[val])
+        pairs = zip(images, digits.target.tolist(), strict=True)
+        samples = [{"image": image, "label": label} for image, label in pairs]
+        split = train_test_split(samples, test_size=360, random_state=0)
+        self.train_dataset, self.val_dataset = split
+        self.test_dataset = self.val_dataset
 
 
 class DigitsModule(BaseModule):

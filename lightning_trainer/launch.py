@@ -1,0 +1,33 @@
+"""What the launchers (Lightning's own, torchrun, SLURM) tell a process about the others."""
+
+import os
+import random
+from typing import Any
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of all, by the launchers' variables."""
+    env = os.environ
+    if "RANK" in env:
+        return int(env["RANK"]) == 0
+    local, node = env.get("LOCAL_RANK"), env.get("NODE_RANK", env.get("GROUP_RANK"))
+    if local is not None or node is not None:
+        return int(local or 0) == 0 and int(node or 0) == 0
+    return int(env.get("SLURM_PROCID", 0)) == 0
+
+
+def random_seed() -> int:
+    """A seed that all processes share, to be kept in config.yaml."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and "PL_GLOBAL_SEED" in os.environ:
+        return int(os.environ["PL_GLOBAL_SEED"])
+    return random.SystemRandom().randrange(2**32)
+
+
+def n_processes(trainer: dict[str, Any]) -> int:
+    """How many processes take part, by the launchers' variables or the trainer's settings."""
+    world = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
+    if world is not None:
+        return int(world)
+    devices = trainer["devices"]
+    n_devices = len(devices) if isinstance(devices, list) else devices
+    return int(trainer["num_nodes"]) * (n_devices if isinstance(n_devices, int) else 1)

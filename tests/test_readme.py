@@ -1,0 +1,117 @@
+"""What the README promises is what happens."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+FILES = {
+    "config.yaml",
+    "log.txt",
+    "environment.yaml",
+    "metrics.csv",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+}
+
+
+def block_after(mark: str) -> str:
+    """The code block that follows an HTML comment."""
+    return re.search(rf"<!-- {mark} -->\s*```\w*\n(.*?)```", README, re.DOTALL)[1]
+
+
+def commands() -> list[str]:
+    """Every command line of cli.py in the README, without its comment."""
+    lines = re.findall(r"^(?:.*&& )?python cli\.py (.*)$", README, re.MULTILINE)
+    return [line.split("   ")[0].split(" #")[0].strip() for line in lines]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the main command leaves, run as the README has it in a process of its own."""
+    output_path = tmp_path_factory.mktemp("readme")
+    command = block_after("main command").strip().rpartition("&& ")[2]
+    arguments = [*shlex.split(command)[1:], "--output_path", str(output_path)]
+    process = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    (folder,) = output_path.iterdir()
+    return folder
+
+
+def test_the_main_command_ends_above_0_95_with_a_complete_session(session):
+    log = (session / "log.txt").read_text()
+    assert float(re.search(r"Best score: +(\S+)", log)[1]) > 0.95
+    files = {str(path.relative_to(session)) for path in session.rglob("*") if path.is_file()}
+    events = {name for name in files if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert files - events - {"uncommitted.patch"} == FILES
+
+
+def test_the_sample_is_the_project_that_the_main_command_runs():
+    sample = block_after("sample project")
+    assert sample == (ROOT / "projects/digits/__init__.py").read_text()
+
+
+def test_the_test_command_installs_the_extra_and_runs_pytest():
+    assert block_after("test command").splitlines()[-1] == 'pip install -e ".[test]" && pytest'
+
+
+def test_the_log_excerpt_has_the_form_of_a_real_log(session):
+    def form(text: str) -> list[str]:
+        return [re.sub(r"[\d.]+|inf", "N", line).strip() for line in text.splitlines()]
+
+    real = form((session / "log.txt").read_text())
+    for line in form(block_after("log excerpt")):
+        assert (
+            re.sub("session_.*?(?=/|$)", "", line)
+            in [re.sub("[^ ]*session_.*?(?=/|$)", "experiments/", other) for other in real]
+            or line in real
+            or line == ""
+        ), line
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "--ckpt_path" in c])
+def test_every_command_on_a_session_works_on_the_main_commands_session(run, session, command):
+    arguments = shlex.split(command.replace("experiments/session_...", str(session)))
+    if arguments[0] == "fit":  # as it stands there is nothing left to do, or a lot
+        arguments += ["--trainer.max_steps", "601"]
+    if arguments[0] == "fit" and "601" in str(run("fit", "--ckpt_path", session)):
+        arguments[-1] = "602"
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert str(session) in out
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "--ckpt_path" not in c])
+def test_every_other_command_is_accepted(run, command):
+    arguments = [word for word in shlex.split(command) if word != "..."]
+    if "--help" not in arguments and not any(word.endswith(".help") for word in arguments):
+        arguments += ["--print_config"]
+    assert run(*arguments)[0] == 0
+
+
+def test_the_four_steps_lead_to_a_project_that_trains(tmp_path):
+    subprocess.run(["cp", "-r", ROOT / "cli.py", ROOT / "projects", ROOT / "configs", tmp_path])
+    steps = re.findall(r"`(cp [^`]+)`", README)
+    assert len(steps) == 2
+    for step in steps:
+        subprocess.run(step.replace("NAME", "mine"), shell=True, check=True, cwd=tmp_path)
+    config = tmp_path / "configs/mine.yaml"
+    config.write_text(config.read_text().replace("projects.digits", "projects.mine"))
+    project = tmp_path / "projects/mine/__init__.py"
+    project.write_text(project.read_text().replace("width: int = 32", "width: int = 4"))
+    command = [sys.executable, "cli.py", "fit", "--config", "configs/mine.yaml"]
+    process = subprocess.run(
+        [*command, "--trainer.max_steps", "20"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Finished at iteration 20" in process.stdout

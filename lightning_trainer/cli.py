@@ -179,7 +179,10 @@ class SessionCLI(LightningCLI):
         """Refuses what can be seen to fail before there is a folder."""
         check_tag(config.tag)
         done, wanted = self.restart.iteration if self.restart else 0, config.trainer.max_steps
-        if self.config.subcommand == "fit" and 0 <= wanted <= done:
+        left = wanted < 0 or done < wanted
+        if self.restart and not self.restart.validated:
+            left = done <= wanted
+        if self.config.subcommand == "fit" and not left:
             raise ValueError(
                 f"nothing left to do: iteration {done} of {wanted} is reached. To go on, raise "
                 f"`--trainer.max_steps` above {done}"
@@ -273,8 +276,9 @@ _HARMLESS = (
     ".*is smaller than the logging interval",
     # Lightning's use of torch, which a project can't change.
     ".*isinstance.treespec, LeafSpec.. is deprecated",
+    ".*functional.all_gather is deprecated",
     # Results are already those of all processes.
-    ".*recommended to use `self.log.*sync_dist=True`",
+    ".*recommended to use `self.log.*sync_dist=True",
 )
 
 

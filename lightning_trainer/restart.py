@@ -19,12 +19,14 @@ class Restart:
         checkpoint: The file, or the folder of a sharded one.
         session: The session to go on with; None makes a new one.
         iteration: Iterations done at the checkpoint.
+        validated: Whether a validation that was due there has run.
         config: Settings to start from, below those of the command line.
     """
 
     checkpoint: Path
     session: Session | None
     iteration: int
+    validated: bool
     config: dict[str, Any]
 
     @classmethod
@@ -55,15 +57,17 @@ class Restart:
                 )
             target = session.find_checkpoint(best=command != "fit")
         header = read_header(target)
+        schedule = header.get("callbacks", {}).get("ValidationSchedule", {})
+        at = header["global_step"], schedule.get("validated", True)
         if new_session:
-            return cls(target, None, header["global_step"], {})
+            return cls(target, None, *at, {})
         config = yaml.safe_load(session.config.read_text()) if session else header.get(CONFIG_KEY)
         if not config:
             raise ValueError(
                 f"`--ckpt_path` is {path!r}, which lies in no session folder and does not carry "
                 "its settings: give them by `--config`"
             )
-        return cls(target, session, header["global_step"], config)
+        return cls(target, session, *at, config)
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -130,11 +130,21 @@ def sessions(tmp_path: Path):
     return lambda: sorted((tmp_path / "experiments").glob("session_*"), key=os.path.getmtime)
 
 
-def run_process(*args: object, **kwargs) -> subprocess.CompletedProcess[str]:
-    """Runs `python cli.py` in a process of its own, from the root of the repository."""
+def start_process(*args: object) -> subprocess.Popen[str]:
+    """Starts `python cli.py` in a process of its own, from the root of the repository."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": path, **kwargs.pop("env", {})}
-    command = [sys.executable, "cli.py", *map(str, args)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, **kwargs
+    return subprocess.Popen(
+        [sys.executable, "cli.py", *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+
+
+def run_process(*args: object) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end."""
+    process = start_process(*args)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -1,10 +1,13 @@
 """A run that is killed and goes on gives bitwise what an uninterrupted one gives."""
 
 import csv
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TinyModule, run_process, start_process
 
 from lightning_trainer.callbacks import SaveCheckpoints
 
@@ -56,27 +59,24 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, hook: str, when) -> None:
     monkeypatch.setattr(SaveCheckpoints, hook, dying)
 
 
-@pytest.fixture(scope="module")
-def references() -> dict:
-    return {}
-
-
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "kills"),
     [
-        ("--save_minutes=0", "--model.schedule=cosine"),
-        ("--save_minutes=0", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=13"),
-        ("--save_minutes=10", "--model.schedule=plateau"),
+        (["--save_minutes=0", "--model.schedule=cosine"], range(1, 23)),
+        (
+            ["--save_minutes=0", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=13"],
+            range(1, 13, 3),
+        ),
+        (["--save_minutes=10", "--model.schedule=plateau"], [6, 12, 19]),
     ],
-    ids=["saved every iteration", "accumulating gradients", "saved at validations only"],
+    ids=["saved after every iteration", "accumulating gradients", "saved after validations only"],
 )
 def test_killed_after_any_iteration_it_goes_on_bitwise(
-    run, config, sessions, monkeypatch, references, flags
+    run, config, sessions, monkeypatch, flags, kills
 ):
     assert run("fit", "--config", config, *flags)[0] == 0
     expected = result(sessions()[0])
-    n_iterations = 13 if "--trainer.max_steps=13" in flags else 23
-    for k in range(6 if "--save_minutes=10" in flags else 1, n_iterations):
+    for k in kills:
         kill_at(monkeypatch, "on_train_batch_end", lambda trainer, k=k: trainer.global_step == k)
         with pytest.raises(Killed):
             run("fit", "--config", config, *flags)
@@ -84,3 +84,49 @@ def test_killed_after_any_iteration_it_goes_on_bitwise(
         code, _, err = run("fit", "--ckpt_path", session)
         assert code == 0, err
         assert same(result(session), expected), f"killed after iteration {k}"
+
+
+def test_the_number_of_workers_changes_nothing(run, config, sessions, monkeypatch):
+    assert run("fit", "--config", config)[0] == 0
+    kill_at(monkeypatch, "on_train_batch_end", lambda trainer: trainer.global_step == 9)
+    with pytest.raises(Killed):
+        run("fit", "--config", config, "--data.n_workers=2", "--save_minutes=0")
+    assert run("fit", "--ckpt_path", sessions()[1], "--data.n_workers=1")[0] == 0
+    assert same(result(sessions()[1]), result(sessions()[0]))
+
+
+def test_a_process_killed_by_sigkill_goes_on_bitwise(run, config, sessions):
+    # 400 iterations take about a second, long enough to be killed in.
+    flags = ["--trainer.max_steps=400", "--trainer.val_check_interval=50", "--save_minutes=0"]
+    with start_process("fit", "--config", config, *flags) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any("Iteration     80/400" in line for line in lines)
+        process.kill()
+    process = run_process("fit", "--ckpt_path", sessions()[0])
+    assert process.returncode == 0, process.stderr
+    assert "Going on" in process.stdout
+    assert run("fit", "--config", config, *flags)[0] == 0
+    assert same(result(sessions()[0]), result(sessions()[1]))
+
+
+@pytest.mark.parametrize("at", [5, 20, 23])
+def test_stopped_within_a_validation_it_runs_it_again_and_goes_on_bitwise(
+    run, config, sessions, monkeypatch, at
+):
+    assert run("fit", "--config", config)[0] == 0
+    original = TinyModule.validation_step
+    seen: list[int] = []
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == at and not self.trainer.sanity_checking:
+            seen.append(batch_idx)
+            if seen == [0, 1]:
+                os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(TinyModule, "validation_step", interrupted)
+    assert run("fit", "--config", config)[0] == 128 + signal.SIGINT
+    code, _, err = run("fit", "--ckpt_path", sessions()[1])
+    assert code == 0, err
+    assert seen == [0, 1, 0, 1, 2]
+    assert same(result(sessions()[1]), result(sessions()[0]))

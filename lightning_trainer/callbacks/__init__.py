@@ -52,7 +52,7 @@ def built_in_callbacks(
         CallVisualise(),
         LogHyperParameters(config, report),
         WritePredictions(session),
-        Summarise(session, report, times),
+        Summarise(session, schedule, report, times),
         StopOnSignal(saving),
         *([saving] if saving else []),
     ]

@@ -49,29 +49,13 @@ class SaveCheckpoints(Checkpoint):
         self.report = report
         self.times = times
         self.interval_s = minutes * 60
-        self._validated = True  # whether the iteration that is done needs no validation any more
-        self._restored = False
         self._done = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whether the validation of this iteration, if one was due, has run."""
-        return {"validated": self._validated}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Notes it for when training starts."""
-        self._validated = state_dict["validated"]
-        self._restored = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Catches up on a validation that the run was stopped before or in."""
         self._saved_s = perf_counter()
         self._done = trainer.global_step
-        if not self._restored:
-            return
-        self._restored = False
-        self.schedule.skip_validation(trainer, already_run=self._validated)
-        if not self._validated:
-            _run_validation(trainer)
+        self.schedule.catch_up(trainer)
 
     def on_train_batch_end(
         self,
@@ -103,16 +87,10 @@ class SaveCheckpoints(Checkpoint):
         """Adds the settings."""
         checkpoint[CONFIG_KEY] = dict(self.config)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on the iteration lacks its validation."""
-        if not trainer.sanity_checking:
-            self._validated = False
-
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes last.ckpt, and best.ckpt if the score is the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self._validated = True
         self._write(trainer)
         if self.report.improved:
             self._keep_as_best(trainer)
@@ -123,8 +101,7 @@ class SaveCheckpoints(Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Writes last.ckpt at the end of an iteration, or within a validation."""
-        if not trainer.validating:
-            self._validated = not self.schedule.is_due(trainer)
+        self.schedule.note_whether_due(trainer)
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -144,16 +121,3 @@ class SaveCheckpoints(Checkpoint):
         except OSError:
             shutil.copyfile(last, temporary)
         replace(temporary, str(best))
-
-
-def _run_validation(trainer: pl.Trainer) -> None:
-    """Runs one validation within `fit`, as Lightning's training loop does at a due iteration.
-
-    Private to Lightning: a restored loop can only finish a validation that was begun, and would do
-    so with the number of batches that were left but from the start of the data.
-    """
-    val_loop = trainer.fit_loop.epoch_loop.val_loop
-    val_loop.restarting = False
-    trainer.validating = True
-    val_loop.run()
-    trainer.training = True

@@ -17,19 +17,55 @@ class ValidationSchedule(Callback):
     Lightning counts batches, which differ from iterations under gradient accumulation, and ends
     without a validation where `max_steps` is no multiple of the interval. An interval given as a
     fraction of an epoch or as a time stays Lightning's; only the last validation is added to it.
+
+    A run that was stopped before or in a validation runs it when it goes on.
+
+    Attributes:
+        validated: False while the iteration that is done lacks a validation that is due.
     """
 
     def __init__(self) -> None:
+        self.validated = True
+        self._restored = False
         self._done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the iteration of the checkpoint needs no validation any more."""
+        return {"validated": self.validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Notes it for when training starts."""
+        self.validated = state_dict["validated"]
+        self._restored = True
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lets Lightning start although no iteration is left, where a validation is."""
+        if self._restored and not self.validated and trainer.max_steps > 0:
+            trainer.fit_loop.epoch_loop.max_steps += 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts to count iterations."""
+        if self._restored and not self.validated and trainer.max_steps > 0:
+            trainer.fit_loop.epoch_loop.max_steps -= 1
         self._done = trainer.global_step
 
-    def skip_validation(self, trainer: pl.Trainer, already_run: bool) -> None:
-        """Tells Lightning, as a run goes on, whether its last iteration has been validated."""
+    def catch_up(self, trainer: pl.Trainer) -> None:
+        """Runs a validation that the run was stopped before or in; call it last of all callbacks.
+
+        Private to Lightning: a restored loop can only finish a validation that was begun, and would
+        do so with the number of batches that were left but from the start of the data.
+        """
+        if not self._restored:
+            return
+        self._restored = False
         if counts_iterations(trainer):
-            trainer.val_check_batch = _NOW if already_run else _NOT_NOW
+            trainer.val_check_batch = _NOW if self.validated else _NOT_NOW
+        if not self.validated:
+            val_loop = trainer.fit_loop.epoch_loop.val_loop
+            val_loop.restarting = False
+            trainer.validating = True
+            val_loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self,
@@ -48,6 +84,20 @@ class ValidationSchedule(Callback):
             trainer.val_check_batch = _NOW if due else _NOT_NOW
         elif last:
             trainer.val_check_batch = _NOW
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on the iteration lacks its validation."""
+        if not trainer.sanity_checking:
+            self.validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Now it does not."""
+        self.validated = True
+
+    def note_whether_due(self, trainer: pl.Trainer) -> None:
+        """Sets `validated` for a checkpoint at the end of a batch, or within a validation."""
+        if not trainer.validating:
+            self.validated = not self.is_due(trainer)
 
     @staticmethod
     def is_due(trainer: pl.Trainer) -> bool:

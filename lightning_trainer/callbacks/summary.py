@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from lightning_trainer.callbacks.evaluation import RULE, ReportEvaluation
+from lightning_trainer.callbacks.schedule import ValidationSchedule
 from lightning_trainer.callbacks.times import RunTimes, format_duration
 from lightning_trainer.session import Session, go_on_command
 
@@ -17,12 +18,20 @@ class Summarise(Callback):
 
     Args:
         session: The run's folder.
+        schedule: Knows whether the last iteration lacks its validation.
         report: Has the best score.
         times: Has where the time went.
     """
 
-    def __init__(self, session: Session, report: ReportEvaluation, times: RunTimes) -> None:
+    def __init__(
+        self,
+        session: Session,
+        schedule: ValidationSchedule,
+        report: ReportEvaluation,
+        times: RunTimes,
+    ) -> None:
         self.session = session
+        self.schedule = schedule
         self.report = report
         self.times = times
         self._training = False
@@ -73,7 +82,8 @@ class Summarise(Callback):
             lines.append(("Examples/s", f"{times.examples / times.iterations_s:.1f}"))
         lines.append(("Folder", self.session.path))
         if self.session.last_checkpoint.exists():
-            more = "" if trainer.global_step < trainer.max_steps else " --trainer.max_steps N"
+            done = trainer.global_step == trainer.max_steps and self.schedule.validated
+            more = " --trainer.max_steps N" if done else ""
             lines.append(("To go on", go_on_command("fit", self.session.path) + more))
         if self.session.best_checkpoint.exists():
             lines.append(("To test", go_on_command("test", self.session.path)))

@@ -29,15 +29,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.makedirs(folder, exist_ok=True)
         temporary = f"{target}.tmp"
         try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(checkpoint, temporary)
             replace(temporary, target)
         except BaseException:
             if os.path.exists(temporary):
                 os.unlink(temporary)
             raise
+
+
+def _write(checkpoint: dict[str, Any], path: str) -> None:
+    try:
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except RuntimeError as ex:
+        # torch notices that fewer bytes were written than it handed over, but not why.
+        if "inline_container" in str(ex) or "PytorchStreamWriter" in str(ex):
+            raise OSError(f"{path} can't be written: the disk is full or a quota reached") from ex
+        raise
 
 
 def replace(source: str, target: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_trainer.callbacks import built_in_callbacks
@@ -27,12 +28,15 @@ from lightning_trainer.launch import is_first_process, n_processes, random_seed
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.module import BaseModule
 from lightning_trainer.parser import SessionParser, help_texts, root_cause
-from lightning_trainer.restart import Restart, configs_first, find_option
+from lightning_trainer.restart import Restart, configs_first, dump_settings, find_option
 from lightning_trainer.session import Session, check_tag, differences
 from lightning_trainer.terminal import TerminalLog
 
 # Tells the folder to the processes that Lightning starts on this machine.
 _SESSION_VARIABLE = "LIGHTNING_TRAINER_SESSION"
+
+# Options of the other commands, which `fit --config` on their session would not accept.
+_NOT_OF_FIT = ("verbose", "return_predictions")
 
 _TRAINER_DEFAULTS = {
     "max_steps": 10_000,
@@ -86,9 +90,12 @@ class SessionCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
-        parser.add_argument("--tag", default="run", help="Name of the experiment.")
+        parser.add_argument("--tag", type=str, default="run", help="Name of the experiment.")
         parser.add_argument(
-            "--output_path", default="experiments", help="Folder that holds the session folders."
+            "--output_path",
+            type=str,
+            default="experiments",
+            help="Folder that holds the session folders.",
         )
         parser.add_argument(
             "--save_minutes",
@@ -133,6 +140,8 @@ class SessionCLI(LightningCLI):
         else:
             self.session = goes_on or Session.create(config.output_path, config.tag)
             os.environ[_SESSION_VARIABLE] = str(self.session.path)
+            if self._stack is not None:
+                self._stack.callback(os.environ.pop, _SESSION_VARIABLE, None)
         if self.session.path.name:
             terminal = TerminalLog(self.session.log(rank))
             terminal.start()
@@ -173,11 +182,15 @@ class SessionCLI(LightningCLI):
         """Every setting as resolved, as plain types; what config.yaml holds."""
         dumped = self.parser.dump(self.config, skip_none=False)
         settings: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
-        return settings
+        return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 
     def _check(self, config: Any) -> None:
         """Refuses what can be seen to fail before there is a folder."""
         check_tag(config.tag)
+        if not config.output_path:
+            raise ValueError("`output_path` is empty: give the folder that holds the sessions")
+        if not isinstance(config.trainer, Namespace):
+            raise ValueError(f"`trainer` is {config.trainer!r}: it must be a group of settings")
         done, wanted = self.restart.iteration if self.restart else 0, config.trainer.max_steps
         left = wanted < 0 or done < wanted
         if self.restart and not self.restart.validated:
@@ -196,6 +209,8 @@ class SessionCLI(LightningCLI):
 
     def _announce(self) -> None:
         restart = self.restart
+        for path in restart.passed_over if restart else ():
+            print(f"{path} is truncated or damaged: passed over", file=sys.stderr)
         if restart is None:
             print(f"Session: {self.session.path}", flush=True)
         elif self.subcommand == "fit" and restart.session:
@@ -211,9 +226,10 @@ class SessionCLI(LightningCLI):
         if self.restart and self.restart.session:
             settings["ckpt_path"] = None
             changes = differences(self.restart.config, settings)
-        self.session.write_config(yaml.safe_dump(settings, sort_keys=False))
+        self.session.write_config(dump_settings(settings))
         changes += self.session.record_environment(
-            describe_environment(n_processes(settings["trainer"])), uncommitted_changes()
+            describe_environment(n_processes(settings["trainer"]), self.session.path.parent),
+            uncommitted_changes(self.session.path.parent),
         )
         if changes:
             print("What differs from before:", *changes, sep="\n    ", flush=True)
@@ -290,7 +306,7 @@ def _as_file(config: dict[str, Any]) -> Iterator[list[str]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        path.write_text(dump_settings(config))
         yield ["--config", str(path)]
 
 

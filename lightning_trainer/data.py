@@ -127,7 +127,7 @@ class BaseDataModule(pl.LightningDataModule):
         loader_class = SessionLoader if shuffle else DataLoader
         return loader_class(
             SeededDataset(dataset, seed),
-            self.batch_size,
+            batch_size=self.batch_size,  # by name: Lightning makes the loader anew to predict
             sampler=sampler,
             num_workers=self.n_workers,
             collate_fn=getattr(dataset, "collate_fn", None),

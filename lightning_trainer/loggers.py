@@ -90,10 +90,10 @@ class MetricsFile(Logger):
         """The rows to keep of the file, and its columns."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            # A kill in the middle of a write leaves a row without all its columns.
-            rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
+        # A kill in the middle of a write leaves a last row without its end.
+        text = self.path.read_text()
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        rows = list(reader)
         if not self._columns:
             self._columns = list(reader.fieldnames or [])
             if self._purge_step is not None:
@@ -104,7 +104,7 @@ class MetricsFile(Logger):
     def _write(self, rows: list[dict[str, Any]]) -> None:
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows[:-1])
             if rows:
@@ -113,4 +113,4 @@ class MetricsFile(Logger):
 
     def _write_last(self, file: Any, row: dict[str, Any]) -> None:
         self._last, self._last_offset = row, file.tell()
-        csv.DictWriter(file, self._columns).writerow(row)
+        csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)

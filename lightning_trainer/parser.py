@@ -95,7 +95,7 @@ class SessionParser(LightningArgumentParser):
         wrong = next(name for name in found.groups() if name)
         class_path = _CLASS_PATH.search(message)
         known = class_options(class_path[1]) if class_path else self._options()
-        near = get_close_matches(wrong, known, n=3, cutoff=0.6)
+        near = get_close_matches(wrong, {*known} - {wrong}, n=3, cutoff=0.6)
         return f". Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
 
     def _options(self) -> set[str]:

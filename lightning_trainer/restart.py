@@ -1,5 +1,7 @@
 """What `--ckpt_path` means: which checkpoint, which session, which settings."""
 
+import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_trainer.session import CONFIG_KEY, Session
+from lightning_trainer.session import CONFIG_KEY, Session, is_whole
 
 
 @dataclass
@@ -21,6 +23,7 @@ class Restart:
         iteration: Iterations done at the checkpoint.
         validated: Whether a validation that was due there has run.
         config: Settings to start from, below those of the command line.
+        passed_over: Newer or better checkpoints that are damaged.
     """
 
     checkpoint: Path
@@ -28,6 +31,7 @@ class Restart:
     iteration: int
     validated: bool
     config: dict[str, Any]
+    passed_over: list[Path]
 
     @classmethod
     def find(cls, path: str, command: str, new_session: bool) -> "Restart":
@@ -49,25 +53,27 @@ class Restart:
                 f"`--ckpt_path` is {path!r}: there is no such session folder or checkpoint file"
             )
         session = Session.around(target)
+        passed_over: list[Path] = []
         if target.is_dir() and not target.joinpath("meta.pt").exists():
             if session is None:
                 raise FileNotFoundError(
                     f"`--ckpt_path` is {path!r}, a folder without a config.yaml: give a session "
                     "folder (session_...) or a checkpoint file"
                 )
-            target = session.find_checkpoint(best=command != "fit")
+            target, passed_over = session.find_checkpoint(command != "fit", _is_valid)
         header = read_header(target)
         schedule = header.get("callbacks", {}).get("ValidationSchedule", {})
         at = header["global_step"], schedule.get("validated", True)
         if new_session:
-            return cls(target, None, *at, {})
-        config = yaml.safe_load(session.config.read_text()) if session else header.get(CONFIG_KEY)
+            return cls(target, None, *at, {}, passed_over)
+        config = session.read_config() if session else None
+        config = config or header.get(CONFIG_KEY)  # which a checkpoint carries too
         if not config:
             raise ValueError(
                 f"`--ckpt_path` is {path!r}, which lies in no session folder and does not carry "
                 "its settings: give them by `--config`"
             )
-        return cls(target, session, *at, config)
+        return cls(target, session, *at, config, passed_over)
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -88,6 +94,29 @@ def read_header(path: Path) -> dict[str, Any]:
         f"{path} can't be read as a checkpoint of Lightning (truncated, damaged or foreign): "
         f"{reason}"
     )
+
+
+def _is_valid(path: Path) -> bool:
+    """Whether each record is as it was written, and torch can read the file."""
+    with contextlib.suppress(ValueError):
+        return is_whole(path) and bool(read_header(path))
+    return False
+
+
+def dump_settings(settings: dict[str, Any]) -> str:
+    """Settings as YAML that jsonargparse reads back as they are."""
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text such as 3e-3, a float to jsonargparse but not to PyYAML."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def find_option(argv: Sequence[str], *names: str) -> str | None:

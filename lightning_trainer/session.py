@@ -8,7 +8,7 @@ import shlex
 import socket
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,11 @@ class Session:
     def around(cls, path: str | os.PathLike[str]) -> "Session | None":
         """The session that `path` is, or that the checkpoint `path` lies in, if any."""
         path = Path(path)
-        folder = path if path.is_dir() else path.absolute().parent.parent
-        if folder.joinpath("config.yaml").is_file():
-            return cls(folder if path.is_dir() else _relative(folder))
+        if path.joinpath("config.yaml").is_file():
+            return cls(path)
+        folder = path.absolute().parent.parent
+        if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file():
+            return cls(_relative(folder))
         return None
 
     @property
@@ -90,34 +92,43 @@ class Session:
         """What the terminal showed, of one process."""
         return self.path / (f"log_rank{rank}.txt" if rank else "log.txt")
 
-    def find_checkpoint(self, best: bool) -> Path:
+    def find_checkpoint(
+        self, best: bool, is_valid: Callable[[Path], bool]
+    ) -> tuple[Path, list[Path]]:
         """The checkpoint to test (`best`), or else to go on from.
 
+        Args:
+            best: Whether best.ckpt is wanted rather than last.ckpt; the other one is second choice.
+            is_valid: Whether a file can be used.
+
+        Returns:
+            The path, and those that come before it but are not valid.
+
         Raises:
-            FileNotFoundError: If there is none that is whole; names those passed over.
+            FileNotFoundError: If there is none.
         """
         candidates = [self.best_checkpoint, self.last_checkpoint]
-        passed_over: list[str] = []
-        for path in candidates if best else reversed(candidates):
-            if not path.exists():
-                continue
-            if is_whole(path):
-                for reason in passed_over:
-                    print(reason, file=sys.stderr)
-                return path
-            passed_over.append(f"{path} is truncated or damaged: passed over")
-        reasons = "; ".join(passed_over) or "it stopped before its first one was written"
+        existing = [p for p in (candidates if best else reversed(candidates)) if p.exists()]
+        passed_over = list(itertools.takewhile(lambda path: not is_valid(path), existing))
+        if len(passed_over) < len(existing):
+            return existing[len(passed_over)], passed_over
+        damaged = " and ".join(f"{path} is truncated or damaged" for path in passed_over)
+        reason = damaged or "it stopped before its first one was written"
         raise FileNotFoundError(
-            f"{self.path} has no checkpoint to use: {reasons}. Start again with "
+            f"{self.path} has no checkpoint to use: {reason}. Start again with "
             f"`fit --config {self.config}`"
         )
+
+    def read_config(self) -> dict[str, Any] | None:
+        """What config.yaml holds; None if it is damaged."""
+        return _read_yaml(self.config)
 
     def write_config(self, text: str) -> None:
         """Writes config.yaml; an earlier one with other settings is kept as config_1.yaml, ..."""
         text = f"# python cli.py fit --config {self.config.name}\n{text}"
         if self.config.exists() and self.config.read_text() != text:
             self.config.rename(_unused(self.path, "config_{}.yaml"))
-        self.config.write_text(text)
+        _replace_text(self.config, text)
 
     def record_environment(self, now: dict[str, Any], patch: str) -> list[str]:
         """Writes environment.yaml and, where the code differs from its commit, uncommitted.patch.
@@ -132,39 +143,39 @@ class Session:
         Returns:
             What differs from the first start, a line each.
         """
-        if not self.environment.exists():
+        recorded = _read_yaml(self.environment)
+        if recorded is None:
             recorded, changes = now, []
             self._write_patch(patch)
         else:
-            recorded = yaml.safe_load(self.environment.read_text())
             changes = differences(_comparable(recorded), _comparable(now))
             if self._patches() != patch and patch:
                 now["patch"] = self._write_patch(patch)
                 changes.append(f"uncommitted changes: see {now['patch']}")
             recorded.setdefault("restarts", []).append(now)
-        self.environment.write_text(yaml.safe_dump(recorded, sort_keys=False))
+        _replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
         return changes
 
     def _patches(self) -> str:
         path = self.path / "uncommitted.patch"
-        return path.read_text(errors="surrogateescape") if path.exists() else ""
+        return path.read_bytes().decode(errors="surrogateescape") if path.exists() else ""
 
     def _write_patch(self, patch: str) -> str:
         path = self.path / "uncommitted.patch"
         if path.exists():
             path = _unused(self.path, "uncommitted_{}.patch")
         if patch:
-            path.write_text(patch, errors="surrogateescape")
+            path.write_bytes(patch.encode(errors="surrogateescape"))
         return path.name
 
 
-def check_tag(tag: str) -> None:
+def check_tag(tag: str | None) -> None:
     """Refuses a tag that can't be part of a folder's name.
 
     Raises:
         ValueError: Says what is allowed.
     """
-    if not _TAG.fullmatch(tag):
+    if not _TAG.fullmatch(tag or ""):
         raise ValueError(
             f"`tag` is {tag!r}: use 1 to 100 letters, digits and any of _ . , = + @ - "
             "(it becomes part of the folder's name)"
@@ -178,7 +189,7 @@ def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive makes `zipfile` raise a dozen kinds
         return False
 
 
@@ -198,6 +209,21 @@ def go_on_command(command: str, path: Path) -> str:
     """What to type to run `command` (fit, test, ...) on a session folder."""
     script = os.path.relpath(sys.argv[0])
     return f"python {shlex.quote(script)} {command} --ckpt_path {shlex.quote(str(path))}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any] | None:
+    """A mapping; None where there is none, e.g. because a disk was full."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:

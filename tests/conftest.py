@@ -15,6 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_trainer import BaseDataModule, BaseModule
 from lightning_trainer.cli import main
 
+# The tests' models are too small for threads, which only get in each other's way.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -55,6 +56,9 @@ class SaveCheckpoints(Checkpoint):
         """Catches up on a validation that the run was stopped before or in."""
         self._saved_s = perf_counter()
         self._done = trainer.global_step
+        self._n_iterations = trainer.estimated_stepping_batches
+        if not trainer.strategy.broadcast(self.session.best_checkpoint.exists()):
+            self.report.forget()  # the best was of another session
         self.schedule.catch_up(trainer)
 
     def on_train_batch_end(
@@ -69,16 +73,7 @@ class SaveCheckpoints(Checkpoint):
         if trainer.global_step == self._done:  # gradients are still being accumulated
             return
         self._done = trainer.global_step
-        if trainer.world_size > 1 and self._done % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return  # the processes agree on the time only at a printed line, where they meet anyway
-        unsaved_s = perf_counter() - self._saved_s
-        if unsaved_s < self.interval_s / 10:
-            due = False
-        else:
-            due = unsaved_s >= self.interval_s or self.schedule.is_due(trainer)
-        if trainer.world_size > 1:
-            due = trainer.strategy.reduce_boolean_decision(due, all=False)
-        if due:
+        if self._is_time(trainer):
             self.save(trainer)
 
     def on_save_checkpoint(
@@ -91,9 +86,13 @@ class SaveCheckpoints(Checkpoint):
         """Writes last.ckpt, and best.ckpt if the score is the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self._write(trainer)
         if self.report.improved:
-            self._keep_as_best(trainer)
+            # First the best, because last.ckpt says that it has been found.
+            self._write(trainer, self.session.best_checkpoint)
+            if trainer.is_global_zero:
+                self._take_best_as_last()
+        else:
+            self._write(trainer, self.session.last_checkpoint)
         if trainer.is_global_zero:
             if self.report.improved:
                 print(f"Model saved to: {self.session.best_checkpoint}")
@@ -102,22 +101,32 @@ class SaveCheckpoints(Checkpoint):
     def save(self, trainer: pl.Trainer) -> None:
         """Writes last.ckpt at the end of an iteration, or within a validation."""
         self.schedule.note_whether_due(trainer)
-        self._write(trainer)
+        self._write(trainer, self.session.last_checkpoint)
 
-    def _write(self, trainer: pl.Trainer) -> None:
+    def _is_time(self, trainer: pl.Trainer) -> bool:
+        if self._done >= self._n_iterations and not self.schedule.is_due(trainer):
+            return True  # nothing comes after it that would be saved
+        several, interval = trainer.world_size > 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if several and self._done % (interval or 100):
+            return False  # the processes agree on the time only where they print, and meet, anyway
+        unsaved_s = perf_counter() - self._saved_s
+        due = unsaved_s >= self.interval_s
+        if not due and unsaved_s >= self.interval_s / 10:
+            due = self.schedule.is_due(trainer)
+        return trainer.strategy.reduce_boolean_decision(due, all=False) if several else due
+
+    def _write(self, trainer: pl.Trainer, path: Path) -> None:
         started_s = perf_counter()
-        trainer.save_checkpoint(self.session.last_checkpoint)
+        trainer.save_checkpoint(path)
         self._saved_s = perf_counter()
         self.times.add_checkpoint(self._saved_s - started_s)
 
-    def _keep_as_best(self, trainer: pl.Trainer) -> None:
+    def _take_best_as_last(self) -> None:
         last, best = self.session.last_checkpoint, self.session.best_checkpoint
-        if not trainer.is_global_zero:
-            return
-        temporary = f"{best}.tmp"
+        temporary = f"{last}.tmp"
         try:
             # One file with two names: it is never written to again, only replaced.
-            os.link(last, temporary)
+            os.link(best, temporary)
         except OSError:
-            shutil.copyfile(last, temporary)
-        replace(temporary, str(best))
+            shutil.copyfile(best, temporary)
+        replace(temporary, str(last))

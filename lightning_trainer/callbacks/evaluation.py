@@ -35,6 +35,10 @@ class ReportEvaluation(Callback):
         self.best_score = state_dict["best_score"]
         self.best_iteration = state_dict["best_iteration"]
 
+    def forget(self) -> None:
+        """Starts anew."""
+        self.best_score, self.best_iteration = None, 0
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Announces the validation."""
         if not trainer.sanity_checking and trainer.is_global_zero:

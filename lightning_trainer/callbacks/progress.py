@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_trainer.callbacks.device_events import DeviceEvents
 from lightning_trainer.callbacks.line import Progress
-from lightning_trainer.callbacks.schedule import counts_iterations
+from lightning_trainer.callbacks.schedule import validations_left
 from lightning_trainer.callbacks.times import RunTimes
 from lightning_trainer.data import SessionLoader
 
@@ -62,6 +62,7 @@ class PrintProgress(Callback):
             self.times.load_state_dict(self._restored["times"])
         self._elapsed_before_s = self.times.elapsed_s
         self._n_iterations = trainer.estimated_stepping_batches
+        self._interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, SessionLoader) else None
         self._events = DeviceEvents() if trainer.strategy.root_device.type == "cuda" else None
@@ -113,7 +114,7 @@ class PrintProgress(Callback):
             return
         self._done = trainer.global_step
         self._window.n_iterations += 1
-        if self._done % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self._interval and self._done % self._interval == 0:
             self._print_line(trainer)
         elif self._done == self._first_iteration + 1:
             self._start_window()
@@ -221,13 +222,7 @@ class PrintProgress(Callback):
         evaluation_s = self.times.recent_validation_s + self.times.recent_checkpoint_s
         if not evaluation_s or not math.isfinite(n_left):
             return n_left * iteration_s
-        if counts_iterations(trainer):
-            interval = int(trainer.val_check_interval)
-            # One that is due at this very iteration is still to come, so is one at the last.
-            n_validations = math.ceil(self._n_iterations / interval) - (self._done - 1) // interval
-        else:
-            batches = trainer.val_check_batch or math.inf
-            n_validations = int(n_left * trainer.accumulate_grad_batches / batches)
+        n_validations = validations_left(trainer, int(self._n_iterations))
         return n_left * iteration_s + n_validations * evaluation_s
 
     def _log(self, trainer: pl.Trainer, progress: Progress) -> None:

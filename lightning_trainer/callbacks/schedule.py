@@ -1,5 +1,6 @@
 """When validation runs: every N iterations, and at the last one."""
 
+import math
 import sys
 from typing import Any
 
@@ -112,3 +113,32 @@ class ValidationSchedule(Callback):
 def counts_iterations(trainer: pl.Trainer) -> bool:
     """Whether validations are due every so many iterations, across epochs."""
     return isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is None
+
+
+def validations_left(trainer: pl.Trainer, n_iterations: int) -> int:
+    """Validations from the one that may be due now to the one at the last iteration.
+
+    Args:
+        trainer: At the end of an iteration.
+        n_iterations: Of the whole run; one that ends by epochs has whole epochs.
+    """
+    done = trainer.global_step
+    if counts_iterations(trainer):
+        interval = int(trainer.val_check_interval)
+        return math.ceil(n_iterations / interval) - (done - 1) // interval
+    epoch, spacing = trainer.num_training_batches, trainer.val_check_batch
+    if spacing is None or math.isinf(epoch) or math.isinf(spacing):
+        return 0  # by the clock, or of unknown length
+
+    def before(batches: int) -> int:
+        epochs, rest = divmod(batches, int(epoch))
+        every = trainer.check_val_every_n_epoch or 1
+        in_this_one = rest // spacing if (epochs + 1) % every == 0 else 0
+        return int(epochs // every * (epoch // spacing) + in_this_one)
+
+    # An epoch's last window of accumulated batches may be a smaller one.
+    steps_an_epoch = math.ceil(epoch / trainer.accumulate_grad_batches)
+    n_batches = n_iterations // steps_an_epoch * epoch
+    n_batches += n_iterations % steps_an_epoch * trainer.accumulate_grad_batches
+    total = before(int(n_batches)) + (before(int(n_batches)) == before(int(n_batches) - 1))
+    return total - before(trainer.fit_loop.total_batch_idx)

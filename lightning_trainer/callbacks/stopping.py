@@ -53,8 +53,8 @@ class StopOnSignal(Callback):
         if self._received:
             self._stop(trainer)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives the signals back, before Lightning does."""
         self._give_back()
 
     def on_exception(
@@ -65,7 +65,7 @@ class StopOnSignal(Callback):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + number)
         self._received = number
 
     def _stop(self, trainer: pl.Trainer) -> None:

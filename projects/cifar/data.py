@@ -82,7 +82,13 @@ class CifarData(BaseDataModule):
 
     def _read_folder(self, split: str) -> tuple[Images, list[str]]:
         size = [self.image_size, self.image_size]
-        folder = ImageFolder(str(self.root / split), transform=v2.Resize(size), loader=read_image)
+        try:
+            path = str(self.root / split)
+            folder = ImageFolder(path, transform=v2.Resize(size), loader=read_image)
+        except FileNotFoundError as ex:
+            raise FileNotFoundError(
+                f"`data.root` is '{self.root}', which needs images in {split}/CLASS/*: {ex}"
+            ) from ex
         # One processor decodes 60,000 images in about five seconds: let all of them help.
         images, labels = zip(*DataLoader(folder, 500, num_workers=os.cpu_count() or 0), strict=True)
         # Mixed, as CIFAR-10 itself is: in a folder's order the first batches are all of one class.

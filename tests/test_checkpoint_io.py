@@ -1,0 +1,114 @@
+"""A crash leaves the old checkpoint or the new one, never half of one."""
+
+import os
+import resource
+
+import pytest
+import torch
+
+from lightning_trainer import checkpoint_io
+from lightning_trainer.checkpoint_io import AtomicCheckpointIO, replace
+
+OLD, NEW = {"w": torch.zeros(50_000)}, {"w": torch.ones(50_000)}  # 200 kB each
+
+
+@pytest.fixture
+def io():
+    return AtomicCheckpointIO()
+
+
+@pytest.fixture
+def target(io, tmp_path):
+    """A checkpoint that is there already."""
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    io.save_checkpoint(OLD, path)
+    return path
+
+
+def assert_is_old_and_alone(target):
+    assert os.listdir(target.parent) == ["last.ckpt"]
+    assert torch.equal(torch.load(target)["w"], OLD["w"])
+
+
+def test_what_was_saved_is_loaded_and_leaves_no_temporary(io, target):
+    io.save_checkpoint(NEW, target)
+    assert os.listdir(target.parent) == ["last.ckpt"]
+    assert torch.equal(io.load_checkpoint(target)["w"], NEW["w"])
+
+
+def test_a_path_without_a_folder_is_in_the_current_one(io, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    io.save_checkpoint(NEW, "a.ckpt")
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_a_write_that_breaks_off_leaves_the_old_file_whole(io, target, monkeypatch, error):
+    def save(checkpoint, file):
+        file.write(b"half of it")
+        file.flush()
+        assert sorted(os.listdir(target.parent)) == ["last.ckpt", "last.ckpt.tmp"]
+        raise error
+
+    monkeypatch.setattr(checkpoint_io.torch, "save", save)
+    with pytest.raises(type(error)):
+        io.save_checkpoint(NEW, target)
+    monkeypatch.undo()
+    assert_is_old_and_alone(target)
+
+
+# torch writes the values in one piece, the rest in many: a disk can be full at any of them.
+@pytest.mark.parametrize("n_bytes", [1, 700, 5_000, 150_000, 200_500])
+def test_a_full_disk_is_an_os_error_and_leaves_the_old_file_whole(io, target, n_bytes):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        io.save_checkpoint(NEW, target)
+        error = None
+    except Exception as ex:
+        error = ex
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_is_old_and_alone(target)
+    assert isinstance(error, OSError), repr(error)
+
+
+def test_a_failure_to_rename_leaves_the_old_file_whole(io, target, monkeypatch):
+    def fail(*args):
+        raise PermissionError(13, "not here")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(PermissionError):
+        io.save_checkpoint(NEW, target)
+    monkeypatch.undo()
+    assert_is_old_and_alone(target)
+
+
+def test_the_data_is_on_the_disk_before_the_name_changes(io, target, monkeypatch):
+    calls = []
+    real = {"fsync": os.fsync, "replace": os.replace}
+    for name, function in real.items():
+
+        def note(*args, name=name, function=function):
+            calls.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(os, name, note)
+    io.save_checkpoint(NEW, target)
+    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
+def test_another_name_of_the_replaced_file_keeps_the_old_content(io, target):
+    best = target.with_name("best.ckpt")
+    os.link(target, best)
+    io.save_checkpoint(NEW, target)
+    assert torch.equal(torch.load(best)["w"], OLD["w"])
+    assert torch.equal(torch.load(target)["w"], NEW["w"])
+
+
+def test_replace_renames(tmp_path):
+    (tmp_path / "a").write_text("new")
+    (tmp_path / "b").write_text("old")
+    replace(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert os.listdir(tmp_path) == ["b"]
+    assert (tmp_path / "b").read_text() == "new"

@@ -20,7 +20,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_trainer.callbacks import built_in_callbacks
+from lightning_trainer.callbacks import all_callbacks
 from lightning_trainer.checkpoint_io import AtomicCheckpointIO
 from lightning_trainer.data import BaseDataModule
 from lightning_trainer.environment import describe_environment, uncommitted_changes
@@ -163,15 +163,16 @@ class SessionCLI(LightningCLI):
         goes_on = self.subcommand == "fit" and self.restart and self.restart.session
         purge_step = self.restart.iteration + 1 if self.restart and goes_on else None
         own_loggers = [cls(self.session, purge_step) for cls in (SessionTensorBoard, MetricsFile)]
-        own_callbacks = built_in_callbacks(
+        callbacks = all_callbacks(
             self.session,
             self.settings,
             config.save_minutes,
             checkpoints=trainer.enable_checkpointing is not False and not trainer.fast_dev_run,
+            added=_as_list(trainer.callbacks),
         )
         return super().instantiate_trainer(
             logger=[*own_loggers, *_as_list(trainer.logger)],
-            callbacks=[*own_callbacks, *_as_list(trainer.callbacks)],
+            callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *_as_list(trainer.plugins)],
             default_root_dir=trainer.default_root_dir or str(self.session.path),
             **kwargs,
@@ -194,7 +195,7 @@ class SessionCLI(LightningCLI):
         done, wanted = self.restart.iteration if self.restart else 0, config.trainer.max_steps
         left = wanted < 0 or done < wanted
         if self.restart and not self.restart.validated:
-            left = done <= wanted
+            left |= done == wanted
         if self.config.subcommand == "fit" and not left:
             raise ValueError(
                 f"nothing left to do: iteration {done} of {wanted} is reached. To go on, raise "

@@ -40,7 +40,8 @@ class BaseModule(pl.LightningModule):
     Args:
         vis_iterations: Iterations between two calls of `visualise` in training; 0 never calls it.
         score_name: Name of the metric that decides which checkpoint is best, or "loss" for the
-            validation loss; by default the first of `val_metrics`.
+            validation loss; by default the first of `val_metrics` (a `MetricCollection` made from
+            a dict sorts its names).
         score_mode: "max" if a higher score is better, else "min".
     """
 

@@ -1,6 +1,6 @@
 """The built-in callbacks: one callback, one class, one file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
@@ -23,16 +23,21 @@ from lightning_trainer.callbacks.train_metrics import KeepTrainMetrics
 from lightning_trainer.session import Session
 
 
-def built_in_callbacks(
-    session: Session, config: Mapping[str, Any], save_minutes: float, checkpoints: bool = True
+def all_callbacks(
+    session: Session,
+    config: Mapping[str, Any],
+    save_minutes: float,
+    checkpoints: bool = True,
+    added: Sequence[Callback] = (),
 ) -> list[Callback]:
-    """All of them, in the order in which Lightning shall call them.
+    """The built-in ones and the project's, in the order in which Lightning shall call them.
 
     Args:
         session: The run's folder.
         config: The run's settings as plain types.
         save_minutes: At most so many minutes of training are lost at a crash.
         checkpoints: Whether any are written.
+        added: Those of the project: they come before what ends a batch by saving.
     """
     times = RunTimes()
     schedule = ValidationSchedule()
@@ -44,8 +49,8 @@ def built_in_callbacks(
         ShareSession(session),
         SeedEachStep(),
         KeepTrainMetrics(),
-        ApplyChangedSettings(),
         schedule,
+        ApplyChangedSettings(),
         PrintProgress(times),
         report,
         EvaluationBar(),
@@ -53,6 +58,7 @@ def built_in_callbacks(
         LogHyperParameters(config, report),
         WritePredictions(session),
         Summarise(session, schedule, report, times),
+        *added,
         StopOnSignal(saving),
         *([saving] if saving else []),
     ]

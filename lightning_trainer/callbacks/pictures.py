@@ -10,6 +10,13 @@ from lightning.pytorch.callbacks import Callback
 class CallVisualise(Callback):
     """Calls `visualise` every `vis_iterations` in training and on each validation's first batch."""
 
+    def __init__(self) -> None:
+        self._done = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts to count iterations."""
+        self._done = trainer.global_step
+
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -19,8 +26,9 @@ class CallVisualise(Callback):
         batch_idx: int,
     ) -> None:
         """Draws where the training step has kept its output, once the optimiser has stepped."""
+        stepped, self._done = trainer.global_step > self._done, trainer.global_step
         interval = pl_module.vis_iterations
-        if interval and trainer.global_step % interval == 0 and "output" in outputs:
+        if stepped and interval and self._done % interval == 0 and "output" in outputs:
             self._draw(trainer, pl_module, batch, outputs["output"], "train")
 
     def on_validation_batch_end(

@@ -45,9 +45,12 @@ class PrintProgress(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The times, and the losses since the last line."""
-        self.times.elapsed_s = self._elapsed_s()
+        times = self.times.state_dict()
+        times["elapsed_s"] = self._elapsed_s()
+        times["data_s"] += self._window.fetch_s  # since the last line
+        times["update_s"] += self._window.update_s
         return {
-            "times": self.times.state_dict(),
+            "times": times,
             "loss_sum": float(self._loss_sum),
             "n_losses": self._n_losses,
         }
@@ -89,6 +92,8 @@ class PrintProgress(Callback):
             self._window.excluded_s += resumed_s - self._batch_ended_s
             asked_s, self._interrupted = resumed_s, False
         self._window.fetch_s += now - asked_s
+        if self._interval and (self._done + 1) % self._interval == 0:
+            self._learning_rates = _learning_rates(trainer)  # before the scheduler steps
         if self._events:
             self._events.start()
         self._batch_started_s = now
@@ -231,11 +236,15 @@ class PrintProgress(Callback):
             "timing/examples_per_s": progress.examples_per_s,
             "timing/fetch_ms": progress.fetch_ms,
             "timing/update_ms": progress.update_ms,
+            **self._learning_rates,
         }
-        groups = [group for o in trainer.optimizers for group in o.param_groups]
-        for i, group in enumerate(groups):
-            name = "learning_rate" if len(groups) == 1 else f"learning_rate/group_{i}"
-            metrics[name] = float(group["lr"])
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=progress.iteration)
             logger.save()
+
+
+def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
+    groups = [group for optimiser in trainer.optimizers for group in optimiser.param_groups]
+    if len(groups) == 1:
+        return {"learning_rate": float(groups[0]["lr"])}
+    return {f"learning_rate/group_{i}": float(group["lr"]) for i, group in enumerate(groups)}

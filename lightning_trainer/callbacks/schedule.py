@@ -16,8 +16,8 @@ class ValidationSchedule(Callback):
     """Makes `val_check_interval` count iterations, and validates once more at the last iteration.
 
     Lightning counts batches, which differ from iterations under gradient accumulation, and ends
-    without a validation where `max_steps` is no multiple of the interval. An interval given as a
-    fraction of an epoch or as a time stays Lightning's; only the last validation is added to it.
+    without a validation where the run is no multiple of the interval. An interval given as a
+    fraction of an epoch or as a time stays Lightning's; for a fraction the last validation is added.
 
     A run that was stopped before or in a validation runs it when it goes on.
 
@@ -49,6 +49,7 @@ class ValidationSchedule(Callback):
         if self._restored and not self.validated and trainer.max_steps > 0:
             trainer.fit_loop.epoch_loop.max_steps -= 1
         self._done = trainer.global_step
+        self._n_iterations = trainer.estimated_stepping_batches
 
     def catch_up(self, trainer: pl.Trainer) -> None:
         """Runs a validation that the run was stopped before or in; call it last of all callbacks.
@@ -79,12 +80,13 @@ class ValidationSchedule(Callback):
         """Decides whether Lightning validates after this batch."""
         step = trainer.global_step
         stepped, self._done = step > self._done, step
-        last = stepped and step == trainer.max_steps
+        last = stepped and step == self._n_iterations
         if counts_iterations(trainer):
             due = last or (stepped and step % int(trainer.val_check_interval) == 0)
             trainer.val_check_batch = _NOW if due else _NOT_NOW
         elif last:
             trainer.val_check_batch = _NOW
+            trainer.check_val_every_n_epoch = 1
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on the iteration lacks its validation."""
@@ -112,7 +114,8 @@ class ValidationSchedule(Callback):
 
 def counts_iterations(trainer: pl.Trainer) -> bool:
     """Whether validations are due every so many iterations, across epochs."""
-    return isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is None
+    interval = getattr(trainer, "val_check_interval", None)  # missing where it is a time
+    return isinstance(interval, int) and trainer.check_val_every_n_epoch is None
 
 
 def validations_left(trainer: pl.Trainer, n_iterations: int) -> int:
@@ -140,5 +143,6 @@ def validations_left(trainer: pl.Trainer, n_iterations: int) -> int:
     steps_an_epoch = math.ceil(epoch / trainer.accumulate_grad_batches)
     n_batches = n_iterations // steps_an_epoch * epoch
     n_batches += n_iterations % steps_an_epoch * trainer.accumulate_grad_batches
-    total = before(int(n_batches)) + (before(int(n_batches)) == before(int(n_batches) - 1))
-    return total - before(trainer.fit_loop.total_batch_idx)
+    end = int(n_batches)
+    extra = before(end) == before(end - 1)  # the one at the last iteration
+    return before(end) + extra - before(trainer.fit_loop.total_batch_idx)

@@ -38,6 +38,12 @@ class ApplyChangedSettings(Callback):
         """Reads the settings before a checkpoint changes them."""
         if trainer.optimizers and isinstance(pl_module.optimiser, Optimizer):
             self._fresh = _settings(pl_module)
+        before, now = len(self._restored.get("groups", ())), len(self._fresh.get("groups", ()))
+        if self._restored and before != now:
+            raise ValueError(
+                f"the checkpoint has {before} parameter groups, `create_optimiser` makes {now}: "
+                "keep their number, or start a new session"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Applies what differs."""
@@ -45,13 +51,7 @@ class ApplyChangedSettings(Callback):
         changes = differences(restored, self._fresh) if restored else []
         if not changes:
             return
-        if len(restored["groups"]) != len(self._fresh["groups"]):
-            raise ValueError(
-                f"the checkpoint has {len(restored['groups'])} parameter groups, "
-                f"`create_optimiser` makes {len(self._fresh['groups'])}: "
-                "keep their number, or start a new session"
-            )
-        _apply(pl_module, trainer.optimizers[0])
+        _apply(pl_module, trainer.optimizers[0], restored["groups"])
         if trainer.is_global_zero:
             print(f"Changed optimiser settings, from iteration {trainer.global_step + 1} on:")
             print(*(f"    {change}" for change in changes), sep="\n", flush=True)
@@ -64,17 +64,21 @@ def _settings(pl_module: Any) -> dict[str, Any]:
     return copy.deepcopy(settings)
 
 
-def _apply(pl_module: Any, optimiser: Optimizer) -> None:
+def _apply(pl_module: Any, optimiser: Optimizer, old_groups: dict[str, Any]) -> None:
     scheduler = pl_module.scheduler
     pl_module.scheduler = None
     pl_module.create_optimiser()
     new_optimiser, new_scheduler = pl_module.optimiser, pl_module.scheduler
     pl_module.optimiser, pl_module.scheduler = optimiser, scheduler
     if scheduler is not None and new_scheduler is not None:
-        state = _at_iteration(new_scheduler, scheduler)
-        scheduler.load_state_dict(state)
-    for group, new in zip(optimiser.param_groups, new_optimiser.param_groups, strict=True):
+        scheduler.load_state_dict(_at_iteration(new_scheduler, scheduler))
+    groups = zip(optimiser.param_groups, new_optimiser.param_groups, strict=True)
+    for i, (group, new) in enumerate(groups):
+        reduced = 1.0
+        if isinstance(scheduler, ReduceLROnPlateau):  # what it has learnt, as a factor
+            reduced = group["lr"] / old_groups[str(i)]["lr"]
         group.update(_without_params(new))
+        group["lr"] *= reduced
 
 
 def _at_iteration(new: Any, old: Any) -> dict[str, Any]:

@@ -34,11 +34,11 @@ class Summarise(Callback):
         self.schedule = schedule
         self.report = report
         self.times = times
-        self._training = False
+        self._training = self._started = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the number of parameters."""
-        self._training = True
+        self._training = self._started = True
         if trainer.is_global_zero:
             sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
             n_all, n_trainable = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
@@ -48,6 +48,14 @@ class Summarise(Callback):
         """Prints the summary of a run that is done."""
         self._print(trainer, f"Finished at iteration {trainer.global_step}")
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says so where Lightning found nothing to do."""
+        if not self._started:
+            raise ValueError(
+                f"nothing left to do: iteration {trainer.global_step} is the last one. To go on, "
+                "raise `--trainer.max_epochs`"
+            )
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
@@ -55,7 +63,8 @@ class Summarise(Callback):
         if self._training:
             cause = ""
             if isinstance(exception, SystemExit) and isinstance(exception.code, int):
-                cause = f" by {signal.Signals(exception.code - 128).name}"
+                names = {128 + number: number.name for number in signal.Signals}
+                cause = f" by {names[exception.code]}" if exception.code in names else ""
             self._print(trainer, f"\nStopped{cause} at iteration {trainer.global_step}")
 
     def _print(self, trainer: pl.Trainer, title: str) -> None:
@@ -82,8 +91,9 @@ class Summarise(Callback):
             lines.append(("Examples/s", f"{times.examples / times.iterations_s:.1f}"))
         lines.append(("Folder", self.session.path))
         if self.session.last_checkpoint.exists():
-            done = trainer.global_step == trainer.max_steps and self.schedule.validated
-            more = " --trainer.max_steps N" if done else ""
+            limit = "max_epochs" if trainer.max_steps < 0 else "max_steps"
+            done = trainer.global_step >= trainer.estimated_stepping_batches
+            more = f" --trainer.{limit} N" if done and self.schedule.validated else ""
             lines.append(("To go on", go_on_command("fit", self.session.path) + more))
         if self.session.best_checkpoint.exists():
             lines.append(("To test", go_on_command("test", self.session.path)))

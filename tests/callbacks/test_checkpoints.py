@@ -1,0 +1,193 @@
+"""Which checkpoints are written, when, and what is in them."""
+
+import os
+import re
+
+import pytest
+import scripted
+import torch
+import yaml
+from scripted import PROJECT, validated
+from test_exact_restart import Killed, kill_at, result, same
+
+from lightning_trainer.session import CONFIG_KEY, Session
+
+
+@pytest.fixture
+def script(monkeypatch):
+    return scripted.start(monkeypatch)
+
+
+def weight(checkpoint: dict) -> float:
+    return checkpoint["state_dict"]["model.0"].item()
+
+
+def test_best_holds_the_weights_of_the_best_score_and_last_those_of_the_end(
+    run, config, script, sessions
+):
+    script.scores = {5: 0.25, 10: 0.75, 15: 0.5, 20: 0.75, 23: 0.625}
+    assert run("fit", "--config", config, *PROJECT)[0] == 0
+    folder = sessions()[0] / "checkpoints"
+    best, last = torch.load(folder / "best.ckpt"), torch.load(folder / "last.ckpt")
+    assert (best["global_step"], weight(best)) == (10, -10 / 8)
+    assert (last["global_step"], weight(last)) == (23, -23 / 8)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+# An iteration takes 10 s below, a validation 1.5 s, and 12 s are a fifth of a minute.
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        # A tenth of `save_minutes` has not passed before any validation.
+        (("--save_minutes=20",), [10, 20, 23]),
+        # It has at 10 and 20, not at 23.
+        (("--save_minutes=10",), [10, 10, 20, 20, 23]),
+        # A minute has passed at 6 and 16. Before each validation a tenth of it has.
+        (("--save_minutes=1",), [6, 10, 10, 16, 20, 20, 23, 23]),
+        (("--save_minutes=0", "--trainer.max_steps=4"), [1, 2, 3, 4, 4]),
+    ],
+)
+def test_they_are_written_after_validations_and_where_much_would_be_lost(
+    run, config, script, flags, expected
+):
+    script.forward_s = 9.75
+    flags = ("--trainer.val_check_interval=10", *flags)
+    code, _, err = run("fit", "--config", config, *PROJECT, *flags)
+    assert (code, script.written) == (0, expected), err
+
+
+def test_gradients_that_are_being_accumulated_are_in_no_checkpoint(run, config, script):
+    flags = ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=4", "--save_minutes=0")
+    code, _, err = run("fit", "--config", config, *PROJECT, *flags)
+    assert (code, script.written) == (0, [1, 2, 3, 4, 4]), err
+
+
+@pytest.mark.parametrize(
+    ("hook", "save_minutes"),
+    [("on_validation_start", 0), ("on_validation_batch_end", 0), ("on_validation_batch_end", 10)],
+)
+def test_killed_inside_a_validation_it_goes_on_bitwise_and_validates_in_full(
+    run, config, sessions, monkeypatch, hook, save_minutes
+):
+    flags = (f"--save_minutes={save_minutes}", "--model.schedule=plateau")
+    assert run("fit", "--config", config, *flags)[0] == 0
+    expected = result(sessions()[0])
+    for k in (10, 23):
+        kill_at(monkeypatch, hook, lambda trainer, k=k: trainer.global_step == k)
+        with pytest.raises(Killed):
+            run("fit", "--config", config, *flags)
+        code, out, err = run("fit", "--ckpt_path", sessions()[-1])
+        assert code == 0, err
+        assert same(result(sessions()[-1]), expected), f"killed in the validation after {k}"
+        assert out.count("Val loss") == len([n for n in (5, 10, 15, 20, 23) if n >= k])
+
+
+def test_killed_before_the_first_checkpoint_there_is_nothing_to_go_on_from(
+    run, config, script, sessions
+):
+    script.die_at = 3
+    with pytest.raises(Killed):
+        run("fit", "--config", config, *PROJECT)
+    code, _, err = run("fit", "--ckpt_path", sessions()[0])
+    assert code == 2
+    assert "has no checkpoint to use: it stopped before its first one was written" in err
+
+
+def test_killed_between_two_checkpoint_files_it_goes_on_bitwise_with_the_right_best(
+    run, config, sessions, monkeypatch
+):
+    assert run("fit", "--config", config)[0] == 0
+    expected = result(sessions()[0])
+    replace = os.replace
+
+    def dying(source: str, target: str) -> None:
+        replace(source, target)
+        files.extend([target] if str(target).endswith(".ckpt") else [])
+        if len(files) == n_files:
+            raise Killed
+
+    for n_files in (1, 2, 3):
+        files: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            with pytest.raises(Killed):
+                run("fit", "--config", config)
+        assert run("fit", "--ckpt_path", sessions()[-1])[0] == 0
+        assert same(result(sessions()[-1]), expected), f"killed after file {n_files}"
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_best_stays_as_it_is_when_last_is_written_again(
+    run, config, script, sessions, monkeypatch, links
+):
+    if not links:
+
+        def refuse(*args: object) -> None:
+            raise OSError("Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    script.scores = {5: 0.25, 10: 0.5, 15: 0.125}
+    assert run("fit", "--config", config, *PROJECT, "--trainer.max_steps=10")[0] == 0
+    session = Session(sessions()[0])
+    best, last = session.best_checkpoint, session.last_checkpoint
+    before = best.read_bytes()
+    assert last.read_bytes() == before
+    assert best.samefile(last) == links
+    assert run("fit", "--ckpt_path", session.path, "--trainer.max_steps=15")[0] == 0
+    assert best.read_bytes() == before
+    assert (torch.load(best)["global_step"], torch.load(last)["global_step"]) == (10, 15)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
+    run, config, script, sessions, monkeypatch
+):
+    save = torch.save
+
+    def full(checkpoint: dict, file) -> None:
+        if checkpoint["global_step"] == 10:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(checkpoint, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    code, _, err = run("fit", "--config", config, *PROJECT)
+    assert code == 1
+    assert "No space left on device" in err
+    folder = sessions()[0] / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert torch.load(folder / "last.ckpt")["global_step"] == 5
+
+
+def test_without_checkpoints_a_run_trains_and_validates_all_the_same(run, config, script, sessions):
+    code, out, err = run(
+        "fit", "--config", config, *PROJECT, "--trainer.enable_checkpointing=false"
+    )
+    assert (code, validated(out)) == (0, [5, 10, 15, 20, 23]), err
+    assert "Model saved" not in out
+    assert "To go on" not in out
+    assert not (sessions()[0] / "checkpoints").exists()
+    assert script.written == []
+
+
+def test_without_a_validation_set_the_end_of_the_run_is_kept(run, config, script):
+    code, _, err = run("fit", "--config", config, *PROJECT, "--trainer.limit_val_batches=0")
+    assert (code, script.written[-1:]) == (0, [23]), err
+
+
+@pytest.mark.parametrize("schedule", ["none", "cosine", "plateau"])
+def test_checkpoints_load_with_weights_only_and_carry_the_settings(run, config, sessions, schedule):
+    flags = (f"--model.schedule={schedule}", "--trainer.max_steps=7")
+    assert run("fit", "--config", config, *flags)[0] == 0
+    settings = yaml.safe_load((sessions()[0] / "config.yaml").read_text())
+    for name in ("best", "last"):
+        file = sessions()[0] / "checkpoints" / f"{name}.ckpt"
+        checkpoint = torch.load(file, weights_only=True)
+        assert checkpoint[CONFIG_KEY] == settings
+
+
+def test_the_place_of_the_best_model_is_told_at_each_new_best(run, config, script, sessions):
+    script.scores = {5: 0.25, 10: 0.125, 15: 0.5}
+    _, out, _ = run("fit", "--config", config, *PROJECT, "--trainer.max_steps=15")
+    told = re.findall(r"^(?:New best score|Model saved to): (.*)$", out, flags=re.MULTILINE)
+    best = f"{sessions()[0]}/checkpoints/best.ckpt"
+    assert told == ["-inf -> 0.250", best, "0.250 -> 0.500", best]

@@ -17,7 +17,7 @@ class ValidationSchedule(Callback):
 
     Lightning counts batches, which differ from iterations under gradient accumulation, and ends
     without a validation where the run is no multiple of the interval. An interval given as a
-    fraction of an epoch or as a time stays Lightning's; for a fraction the last validation is added.
+    fraction of an epoch or as a time stays Lightning's; only the last validation is added.
 
     A run that was stopped before or in a validation runs it when it goes on.
 
@@ -85,8 +85,11 @@ class ValidationSchedule(Callback):
             due = last or (stepped and step % int(trainer.val_check_interval) == 0)
             trainer.val_check_batch = _NOW if due else _NOT_NOW
         elif last:
-            trainer.val_check_batch = _NOW
             trainer.check_val_every_n_epoch = 1
+            if trainer.val_check_batch is None:  # by the clock, but always before a stop
+                trainer.should_stop = True
+            else:
+                trainer.val_check_batch = _NOW
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on the iteration lacks its validation."""

@@ -38,6 +38,8 @@ class Summarise(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the number of parameters."""
+        if trainer.global_step >= trainer.estimated_stepping_batches and self.schedule.validated:
+            self._refuse(trainer)
         self._training = self._started = True
         if trainer.is_global_zero:
             sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
@@ -51,10 +53,7 @@ class Summarise(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says so where Lightning found nothing to do."""
         if not self._started:
-            raise ValueError(
-                f"nothing left to do: iteration {trainer.global_step} is the last one. To go on, "
-                "raise `--trainer.max_epochs`"
-            )
+            self._refuse(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -66,6 +65,12 @@ class Summarise(Callback):
                 names = {128 + number: number.name for number in signal.Signals}
                 cause = f" by {names[exception.code]}" if exception.code in names else ""
             self._print(trainer, f"\nStopped{cause} at iteration {trainer.global_step}")
+
+    def _refuse(self, trainer: pl.Trainer) -> None:
+        raise ValueError(
+            f"nothing left to do: iteration {trainer.global_step} is the last one. To go on, "
+            "raise `--trainer.max_epochs`"
+        )
 
     def _print(self, trainer: pl.Trainer, title: str) -> None:
         self._training = False

@@ -163,9 +163,9 @@ def test_raising_max_steps_stretches_a_cosine_over_them(run, config, sessions):
     def cosine(step: int, n_steps: int) -> float:
         return 0.01 * (1 + math.cos(math.pi * step / n_steps)) / 2
 
-    # At a line the scheduler has been stepped for the iteration that comes next.
-    first = {step: cosine(step, 10) for step in range(1, 11)}
-    second = {step: cosine(step, 20) for step in range(11, 21)}
+    # The rate of an iteration is that before the scheduler steps for the next one.
+    first = {step: cosine(step - 1, 10) for step in range(1, 11)}
+    second = {step: cosine(step - 1, 20) for step in range(11, 21)}
     assert rates(session) == pytest.approx(first | second)
 
 
@@ -206,7 +206,7 @@ def test_a_change_is_kept_when_the_run_goes_on_once_more(run, config, sessions, 
     code, out, err = run("fit", "--ckpt_path", session)
     assert code == 0, err
     assert "Changed optimiser settings" not in out
-    expected = {step: 0.25 * (1 + math.cos(math.pi * step / 20)) for step in (12, 16, 20)}
+    expected = {step: 0.25 * (1 + math.cos(math.pi * (step - 1) / 20)) for step in (12, 16, 20)}
     assert {step: rate for step, rate in rates(session).items() if step > 10} == (
         pytest.approx(expected)
     )

@@ -225,7 +225,7 @@ def test_a_run_that_has_done_all_its_epochs_says_what_to_raise(run, config, scri
     session = sessions()[0]
     assert f"fit --ckpt_path {session} --trainer.max_epochs N\n" in out
     code, _, err = run("fit", "--ckpt_path", session)
-    assert (code, "nothing left to do" in err) == (2, True)
+    assert (code, "nothing left to do" in err) == (1, True)
 
 
 def test_random_numbers_in_training_do_not_depend_on_validations(run, config, sessions):

@@ -393,6 +393,15 @@ def test_each_epoch_has_as_many_batches_as_limit_train_batches_says():
     assert follow.n_validations == 4
 
 
+@pytest.mark.parametrize("n_done", [2, 3, 4, 6, 7])
+def test_a_trainer_goes_on_exactly_where_limit_train_batches_cuts_its_epochs(n_done, tmp_path):
+    whole, _ = train(tiny_data(), max_steps=9, limit_train_batches=3)
+    first, trainer = train(tiny_data(), max_steps=n_done, limit_train_batches=3)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    rest, _ = train(tiny_data(), tmp_path / "a.ckpt", max_steps=9, limit_train_batches=3)
+    assert list(chain(*first.epochs, *rest.epochs)) == list(chain(*whole.epochs))
+
+
 # What the trainer makes of it ---------------------------------------------------------------------
 
 

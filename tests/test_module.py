@@ -356,10 +356,12 @@ def test_the_score_is_the_first_metric_under_its_name(metric, name):
     assert {f"val/{name}", f"train/{name}"} <= validation.keys()
 
 
-def test_the_first_metric_of_a_dict_is_the_score_in_the_order_written():
-    """torchmetrics sorts the names of a dict, so that "f1" comes before "top1"."""
+def test_of_metrics_in_a_dict_the_first_in_the_alphabet_is_the_score():
+    """torchmetrics sorts them; only a list keeps its order."""
     val = MetricCollection({"top1": accuracy(), "f1": MulticlassF1Score(2)})
-    assert configured(measured(val=val)).score_key == "val/top1"
+    assert configured(measured(val=val)).score_key == "val/f1"
+    val = MetricCollection([MulticlassF1Score(2), accuracy()])
+    assert configured(measured(val=val)).score_key == "val/MulticlassF1Score"
 
 
 def test_each_metric_of_a_collection_is_measured_by_its_name():

@@ -108,10 +108,10 @@ class SessionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Reads a session's stored settings, then config files, then single options."""
         argv = sys.argv[1:] if args is None else [str(a) for a in args]  # type: ignore[union-attr]
-        command = argv[0] if argv else ""
+        command = next((word for word in argv if word in self.subcommands()), "")
         path = find_option(argv, "--ckpt_path")
         try:
-            if path and command in self.subcommands():
+            if path and command:
                 new_session = find_option(argv, "--config", "-c") is not None
                 self.restart = Restart.find(path, command, new_session)
             argv = configs_first(argv)
@@ -119,7 +119,9 @@ class SessionCLI(LightningCLI):
                 self.config = parser.parse_args([*argv[:1], *stored, *argv[1:]])
             config = self.config[self.config.subcommand]
             if config.ckpt_path and not self.restart:  # a config file names it
-                self.restart = Restart.find(config.ckpt_path, command, new_session=True)
+                self.restart = Restart.find(
+                    config.ckpt_path, self.config.subcommand, new_session=True
+                )
             self._check(config)
         except (OSError, ValueError) as ex:
             parser.error(str(ex))

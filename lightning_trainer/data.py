@@ -61,6 +61,7 @@ class BaseDataModule(pl.LightningDataModule):
     val_dataset: Dataset[Any] | None = None
     test_dataset: Dataset[Any] | None = None
     predict_dataset: Dataset[Any] | None = None
+    _created = False
 
     def __init__(self, batch_size: int = 128, n_workers: int = 2) -> None:
         super().__init__()
@@ -85,8 +86,9 @@ class BaseDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Calls `create_data` once, whatever is run."""
-        if self.train_dataset is None and self.val_dataset is None:
+        if not self._created:
             self.create_data()
+            self._created = True
 
     def train_dataloader(self) -> Any:
         """Shuffled batches of `train_dataset`. Override it for a loader of your own."""
@@ -157,6 +159,10 @@ class BaseDataModule(pl.LightningDataModule):
 
 def _leave_signals_to_main_process(worker_id: int) -> None:
     # A terminal sends Ctrl-C, and a scheduler SIGTERM, to the whole process group. Workers that die
-    # of it take the batch from under the main process before it has saved.
+    # of it take the batch from under the main process before it has saved. SIGTERM is only put off,
+    # because it is also how Python ends the workers that are left when the main process exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
+
+
+_GRACE_S = 10  # for the main process to finish its iteration

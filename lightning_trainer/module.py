@@ -1,7 +1,7 @@
 """BaseModule: from a project's hooks to a LightningModule."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric, MetricCollection, SumMetric
 
 from lightning_trainer.hooks import require_hooks
 from lightning_trainer.metrics import compute_metrics, named_metrics
@@ -68,8 +68,9 @@ class BaseModule(pl.LightningModule):
         self.score_name = score_name
         self.score_mode = score_mode
         self.restored_iteration = 0
-        # "disable" keeps the mean NaN where a loss is, and spares a device synchronisation a batch.
-        self.val_loss = MeanMetric(nan_strategy="disable")
+        # A MeanMetric forgets its weights with "disable", without which it synchronises the device.
+        self.val_loss = SumMetric(nan_strategy="disable")
+        self.val_examples = SumMetric(nan_strategy="disable")
 
     # What a project writes ------------------------------------------------------------------------
 
@@ -160,8 +161,19 @@ class BaseModule(pl.LightningModule):
         )
 
     def count_examples(self, batch: Batch) -> int:
-        """Number of examples in `batch`. Assumes that its first tensor has shape (B, ...)."""
-        return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+        """Number of examples in `batch`. Assumes that its first tensor has shape (B, ...).
+
+        Raises:
+            TypeError: If there is no such tensor; then override it.
+        """
+        values = batch.values() if isinstance(batch, Mapping) else batch
+        for value in values:
+            if isinstance(value, Tensor) and value.ndim:
+                return len(value)
+        raise TypeError(
+            f"`count_examples` of `{type(self).__name__}` finds no tensor of shape (B, ...) among "
+            f"{[type(value).__name__ for value in values]}: override it to return B"
+        )
 
     @property
     def score_key(self) -> str:
@@ -176,7 +188,7 @@ class BaseModule(pl.LightningModule):
         if self.model is not None:
             return
         self._call_hook("create_model", "model", nn.Module)
-        self._call_hook("create_loss", "loss_fn", object)
+        self._call_hook("create_loss", "loss_fn", Callable)
         self._call_hook("create_metrics", "train_metrics", (Metric, MetricCollection))
         self._require("create_metrics", "val_metrics", (Metric, MetricCollection))
         self._check_metrics()
@@ -186,6 +198,7 @@ class BaseModule(pl.LightningModule):
         self._call_hook("create_optimiser", "optimiser", torch.optim.Optimizer)
         if self.scheduler is None:
             return self.optimiser
+        self._require("create_optimiser", "scheduler", LRScheduler)
         # A plateau scheduler is stepped in `on_validation_epoch_end`, before the checkpoint of that
         # validation is written, not by Lightning, which would need the metric again at a restart.
         config = {"scheduler": self.scheduler, "interval": "step", "reduce_on_plateau": False}
@@ -213,7 +226,9 @@ class BaseModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Adds the batch to `val_loss`, weighted by its examples, and to `val_metrics`."""
         output, loss = self._forward(batch)
-        self.val_loss.update(loss, self.count_examples(batch))
+        n_examples = torch.full_like(loss, self.count_examples(batch), dtype=torch.float32)
+        self.val_loss.update(loss * n_examples)
+        self.val_examples.update(n_examples)
         self.update_metrics(self.val_metrics, batch, output)
         return {"loss": loss, "output": output if batch_idx == 0 else None}
 
@@ -228,7 +243,8 @@ class BaseModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Turns the metrics into `val/...` and, over the training since then, `train/...`."""
         results = self._evaluation_results("val") | compute_metrics(self.train_metrics, "train")
-        if isinstance(self.scheduler, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if fitting and isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(results[self.score_key])
         # Not to the loggers: Lightning's step there is one less than the number of iterations done.
         self.log_dict(results, logger=False)
@@ -267,7 +283,7 @@ class BaseModule(pl.LightningModule):
         value = getattr(self, attribute)
         if value is None or not isinstance(value, kind):
             kinds = kind if isinstance(kind, tuple) else (kind,)
-            wanted = " or ".join(k.__name__ for k in kinds if k is not object) or "a callable"
+            wanted = " or ".join(k.__name__ for k in kinds).replace("Callable", "a callable")
             raise TypeError(
                 f"`{type(self).__name__}.{hook}` left `self.{attribute}` as {value!r}: "
                 f"assign {wanted} to it"
@@ -281,24 +297,30 @@ class BaseModule(pl.LightningModule):
                 f"`{type(self).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
                 "a metric, which would mix training and validation: use `.clone()` for one of them"
             )
-        names = [*named_metrics(self.val_metrics), "loss"]
-        if self.score_name is not None and self.score_name not in names:
-            near = get_close_matches(self.score_name, names) or names
-            raise ValueError(
-                f"`score_name` is {self.score_name!r}, which `create_metrics` does not define: "
-                f"use one of {', '.join(near)}"
+
+    def _check_score(self, results: dict[str, Tensor], mode: str) -> None:
+        if self.score_key.replace("val/", f"{mode}/", 1) in results:
+            return
+        hook = f"`{type(self).__name__}.create_metrics`"
+        names = [key.split("/", 1)[1] for key in results]
+        if self.score_name in (None, *named_metrics(self.val_metrics)):
+            raise TypeError(
+                f"{hook}: the score `{self.score_key}` is no scalar: "
+                "put a scalar metric first, or name one by `score_name`"
             )
+        near = get_close_matches(str(self.score_name), names) or names
+        raise ValueError(
+            f"`score_name` is {self.score_name!r}, which `create_metrics` does not define: "
+            f"use one of {', '.join(near)}"
+        )
 
     def _evaluation_results(self, mode: str) -> dict[str, Tensor]:
         """The loss and the metrics of the evaluation that ends, as scalars; resets them."""
         results = compute_metrics(self.val_metrics, mode)
-        results[f"{mode}/loss"] = self.val_loss.compute()
+        results[f"{mode}/loss"] = self.val_loss.compute() / self.val_examples.compute()
         self.val_loss.reset()
-        if self.score_key.replace("val/", f"{mode}/", 1) not in results:
-            raise TypeError(
-                f"`{type(self).__name__}.create_metrics`: the score `{self.score_key}` is no "
-                "scalar: put a scalar metric first, or name one by `score_name`"
-            )
+        self.val_examples.reset()
+        self._check_score(results, mode)
         return results
 
 

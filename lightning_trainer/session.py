@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 import zipfile
@@ -127,7 +128,7 @@ class Session:
         """Writes config.yaml; an earlier one with other settings is kept as config_1.yaml, ..."""
         text = f"# python cli.py fit --config {self.config.name}\n{text}"
         if self.config.exists() and self.config.read_text() != text:
-            self.config.rename(_unused(self.path, "config_{}.yaml"))
+            shutil.copyfile(self.config, _unused(self.path, "config_{}.yaml"))
         _replace_text(self.config, text)
 
     def record_environment(self, now: dict[str, Any], patch: str) -> list[str]:

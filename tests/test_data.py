@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import warnings
 from itertools import chain, islice
 from time import perf_counter
 from types import SimpleNamespace
@@ -387,12 +386,6 @@ def test_a_trainer_goes_on_with_the_samples_that_are_left(tmp_path):
     assert [len(epoch) for epoch in whole.epochs] == [7, 2]
 
 
-def test_each_epoch_has_as_many_batches_as_limit_train_batches_says():
-    follow, _ = train(tiny_data(), max_epochs=4, limit_train_batches=3)
-    assert [len(epoch) for epoch in follow.epochs] == [3, 3, 3, 3]
-    assert follow.n_validations == 4
-
-
 @pytest.mark.parametrize("n_done", [2, 3, 4, 6, 7])
 def test_a_trainer_goes_on_exactly_where_limit_train_batches_cuts_its_epochs(n_done, tmp_path):
     whole, _ = train(tiny_data(), max_steps=9, limit_train_batches=3)
@@ -448,13 +441,6 @@ def test_overfit_batches_are_the_same_in_every_epoch():
     trainer.fit(TinyModule(), datamodule=TinyData())
     assert follow.epochs == [[[0, 1, 2, 3], [4, 5, 6, 7]]] * 3
     assert noise.epochs == noise.epochs[:1] * 3
-
-
-def test_overfit_batches_are_not_said_to_be_shuffled():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(TinyData(), max_steps=1, overfit_batches=2)
-    assert not [str(w.message) for w in caught if "dataloader shuffling" in str(w.message)]
 
 
 def test_prediction_sees_each_sample_once_in_order_with_the_collation_of_the_dataset():

@@ -259,7 +259,7 @@ def test_a_metric_that_training_and_validation_share_is_refused(train_metrics, v
 )
 def test_a_misspelt_score_name_is_refused_with_the_near_one(name, remedy):
     with pytest.raises(ValueError) as error:
-        TinyModule(score_name=name).configure_model()
+        train(TinyModule(score_name=name), max_steps=1)
     assert str(error.value) == (
         f"`score_name` is {name!r}, which `create_metrics` does not define: {remedy}"
     )

@@ -1,5 +1,6 @@
 """When a project draws."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,8 +29,8 @@ class CallVisualise(Callback):
         """Draws where the training step has kept its output, once the optimiser has stepped."""
         stepped, self._done = trainer.global_step > self._done, trainer.global_step
         interval = pl_module.vis_iterations
-        if stepped and interval and self._done % interval == 0 and "output" in outputs:
-            self._draw(trainer, pl_module, batch, outputs["output"], "train")
+        if stepped and interval and self._done % interval == 0:
+            self._draw(trainer, pl_module, batch, outputs, "train")
 
     def on_validation_batch_end(
         self,
@@ -42,11 +43,13 @@ class CallVisualise(Callback):
     ) -> None:
         """Draws the first batch, but not in Lightning's check before training."""
         if batch_idx == 0 and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._draw(trainer, pl_module, batch, outputs["output"], "val")
+            self._draw(trainer, pl_module, batch, outputs, "val")
 
     def _draw(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, output: Any, mode: str
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, outputs: Any, mode: str
     ) -> None:
-        if trainer.is_global_zero:
+        # A project's own step need not return the output.
+        output = outputs.get("output") if isinstance(outputs, Mapping) else None
+        if output is not None and trainer.is_global_zero:
             with torch.no_grad():
                 pl_module.visualise(batch, output, mode)

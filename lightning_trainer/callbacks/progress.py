@@ -42,9 +42,15 @@ class PrintProgress(Callback):
         self.times = times
         self._elapsed_before_s = 0.0
         self._restored: dict[str, Any] = {}
+        self._window = _Window(0.0)
+        self._started = False
 
     def state_dict(self) -> dict[str, Any]:
         """The times, and the losses since the last line."""
+        if not self._started:
+            return self._restored
+        if self._events:
+            self._window.update_s = self._events.total_s()
         times = self.times.state_dict()
         times["elapsed_s"] = self._elapsed_s()
         times["data_s"] += self._window.fetch_s  # since the last line
@@ -73,12 +79,14 @@ class PrintProgress(Callback):
             self._restored.get("loss_sum", 0.0), device=trainer.strategy.root_device
         )
         self._n_losses = self._restored.get("n_losses", 0)
+        self._learning_rates: dict[str, float] = {}
         self._restored = {}
         self._first_iteration = self._done = trainer.global_step
         self._interrupted = False
         self._recent_iterations_s: deque[float] = deque(maxlen=10)
         self._started_s = self._batch_ended_s = perf_counter()
         self._window = _Window(self._started_s)
+        self._started = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -117,9 +125,9 @@ class PrintProgress(Callback):
         self._batch_ended_s = now
         if trainer.global_step == self._done:  # gradients are still being accumulated
             return
-        self._done = trainer.global_step
-        self._window.n_iterations += 1
-        if self._interval and self._done % self._interval == 0:
+        before, self._done = self._done, trainer.global_step
+        self._window.n_iterations += self._done - before
+        if self._interval and self._done // self._interval > before // self._interval:
             self._print_line(trainer)
         elif self._done == self._first_iteration + 1:
             self._start_window()
@@ -142,20 +150,21 @@ class PrintProgress(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts what came after the last line."""
-        self._close()
+        self._close(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Counts what came after the last line, without asking a device that may have failed."""
         self._events = None
-        if hasattr(self, "_window"):
-            self._close()
+        if self._started:
+            self._close(trainer)
 
-    def _close(self) -> None:
+    def _close(self, trainer: pl.Trainer) -> None:
         if self._events:
             self._window.update_s = self._events.total_s()
-        self._add_window(self._batch_ended_s, self._window.n_examples)
+        n_examples = self._window.n_examples * trainer.world_size  # without asking the others
+        self._add_window(self._batch_ended_s, n_examples)
         self._start_window()
         self.times.elapsed_s = self._elapsed_s()
 
@@ -168,7 +177,7 @@ class PrintProgress(Callback):
             # Lightning has divided it by the number of batches that are accumulated.
             automatic = trainer.lightning_module.automatic_optimization
             scale = trainer.accumulate_grad_batches if automatic else 1
-            self._loss_sum.add_(loss, alpha=scale)
+            self._loss_sum.add_(loss.reshape(()), alpha=scale)
             self._n_losses += 1
 
     def _start_window(self) -> None:
@@ -236,8 +245,9 @@ class PrintProgress(Callback):
             "timing/examples_per_s": progress.examples_per_s,
             "timing/fetch_ms": progress.fetch_ms,
             "timing/update_ms": progress.update_ms,
-            **self._learning_rates,
+            **(self._learning_rates or _learning_rates(trainer)),
         }
+        self._learning_rates = {}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=progress.iteration)
             logger.save()

@@ -27,7 +27,7 @@ class ValidationSchedule(Callback):
 
     def __init__(self) -> None:
         self.validated = True
-        self._restored = False
+        self._restored = self._raised = False
         self._done = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -43,11 +43,13 @@ class ValidationSchedule(Callback):
         """Lets Lightning start although no iteration is left, where a validation is."""
         if self._restored and not self.validated and trainer.max_steps > 0:
             trainer.fit_loop.epoch_loop.max_steps += 1
+            self._raised = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts to count iterations."""
-        if self._restored and not self.validated and trainer.max_steps > 0:
+        if self._raised:
             trainer.fit_loop.epoch_loop.max_steps -= 1
+            self._raised = False
         self._done = trainer.global_step
         self._n_iterations = trainer.estimated_stepping_batches
 
@@ -79,10 +81,11 @@ class ValidationSchedule(Callback):
     ) -> None:
         """Decides whether Lightning validates after this batch."""
         step = trainer.global_step
-        stepped, self._done = step > self._done, step
-        last = stepped and step == self._n_iterations
+        before, self._done = self._done, step
+        last = before < self._n_iterations <= step
         if counts_iterations(trainer):
-            due = last or (stepped and step % int(trainer.val_check_interval) == 0)
+            interval = int(trainer.val_check_interval)
+            due = last or step // interval > before // interval
             trainer.val_check_batch = _NOW if due else _NOT_NOW
         elif last:
             trainer.check_val_every_n_epoch = 1

@@ -1,5 +1,7 @@
 """One session folder for all processes."""
 
+import os
+
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
@@ -20,10 +22,15 @@ class ShareSession(Callback):
         self.session = session
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Broadcasts the first process's folder."""
+        """Broadcasts the first process's folder and seed."""
         if trainer.world_size == 1:
             return
         known = self.session.path.name != ""
         self.session.path = trainer.strategy.broadcast(self.session.path)
+        seed = trainer.strategy.broadcast(os.environ.get("PL_GLOBAL_SEED"))
+        if seed is not None and seed != os.environ.get(
+            "PL_GLOBAL_SEED"
+        ):  # each has drawn one of its own
+            pl.seed_everything(int(seed), verbose=False)
         if not known:
             TerminalLog(self.session.log(trainer.global_rank)).start()

@@ -32,9 +32,14 @@ class KeepTrainMetrics(Callback):
         """Puts them back."""
         metrics = named_metrics(pl_module.train_metrics)
         states = checkpoint.get(_KEY, {})
-        if trainer.is_global_zero and states.keys() == metrics.keys():
-            for name, metric in metrics.items():
-                _restore(metric, states[name])
+        if states.keys() != metrics.keys():
+            return
+        for name, metric in metrics.items():
+            if trainer.is_global_zero:
+                _restore(metric, states[name]["state"])
+            # Private to torchmetrics, which offers no way to say that a state has been filled in.
+            # Everywhere alike, because it decides who takes part when the metric is computed.
+            metric._update_count = states[name]["n_updates"]
 
 
 def _state(metric: Metric) -> dict[str, Any]:
@@ -47,10 +52,8 @@ def _copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value.clone()
 
 
-def _restore(metric: Metric, saved: dict[str, Any]) -> None:
-    for name, value in saved["state"].items():
+def _restore(metric: Metric, state: dict[str, Any]) -> None:
+    for name, value in state.items():
         was_list = isinstance(getattr(metric, name), list) and not isinstance(value, list)
         setattr(metric, name, [value] if was_list else value)
-    # Private to torchmetrics, which offers no way to say that a state has been filled in.
-    metric._update_count = saved["n_updates"]
     metric.to(metric.device)

@@ -5,32 +5,41 @@ python cli.py fit --ckpt_path experiments/session_...
 """
 
 import contextlib
-import logging
 import os
 import sys
 import tempfile
-import traceback
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
-from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 
 from lightning_trainer.callbacks import all_callbacks
 from lightning_trainer.checkpoint_io import AtomicCheckpointIO
+from lightning_trainer.checks import check_settings
 from lightning_trainer.data import BaseDataModule
-from lightning_trainer.environment import describe_environment, uncommitted_changes
+from lightning_trainer.environment import (
+    describe_environment,
+    job_id,
+    shown_command,
+    uncommitted_changes,
+)
+from lightning_trainer.failure import FILE_NAME, report_failure
 from lightning_trainer.launch import is_first_process, n_processes, random_seed
+from lightning_trainer.lock import SessionLock
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.module import BaseModule
-from lightning_trainer.parser import SessionParser, help_texts, root_cause
-from lightning_trainer.restart import Restart, configs_first, dump_settings, find_option
-from lightning_trainer.session import Session, check_tag, differences
+from lightning_trainer.parser import SessionParser, help_texts
+from lightning_trainer.quiet import quiet
+from lightning_trainer.restart import Restart, dump_settings, find_option, reach, split_configs
+from lightning_trainer.secrets import scrub, secret_texts
+from lightning_trainer.session import Session, differences
 from lightning_trainer.terminal import TerminalLog
+from lightning_trainer.verify import verify
 
 # Tells the folder to the processes that Lightning starts on this machine.
 _SESSION_VARIABLE = "LIGHTNING_TRAINER_SESSION"
@@ -65,23 +74,30 @@ class SessionCLI(LightningCLI):
     parser: SessionParser
     session: Session
     restart: Restart | None = None
+    _is_guest = False  # whether the folder belongs to another process, which is living
 
     def __init__(self, args: ArgsType = None, stack: contextlib.ExitStack | None = None) -> None:
         self._stack = stack
-        super().__init__(
-            BaseModule,
-            BaseDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            trainer_defaults=_TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            parser_class=SessionParser,
-            # No abbreviations: `--trainer.max_step 3` would silently set max_steps.
-            parser_kwargs={"allow_abbrev": False, **help_texts()},
-            args=args,
-        )
+        try:
+            super().__init__(
+                BaseModule,
+                BaseDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                trainer_defaults=_TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                parser_class=SessionParser,
+                # No abbreviations: `--trainer.max_step 3` would silently set max_steps.
+                parser_kwargs={"allow_abbrev": False, **help_texts()},
+                args=args,
+            )
+        except Exception as ex:
+            # Printed here, while the terminal still goes into log.txt.
+            folder = self.session.path if hasattr(self, "session") else None
+            report_failure(ex, folder, getattr(self, "trainer", None))
+            sys.exit(1)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """Puts our description of each command into the list of them."""
@@ -103,6 +119,12 @@ class SessionCLI(LightningCLI):
             default=10.0,
             help="Write last.ckpt at least this often, in minutes.",
         )
+        parser.add_argument(
+            "--on_non_finite",
+            type=Literal["stop", "skip"],
+            default="stop",
+            help="When the loss is no number: end the run, or go back to last.ckpt and go on.",
+        )
         super().add_default_arguments_to_parser(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -114,21 +136,49 @@ class SessionCLI(LightningCLI):
             if path and command:
                 new_session = find_option(argv, "--config", "-c") is not None
                 self.restart = Restart.find(path, command, new_session)
-            argv = configs_first(argv)
-            with _as_file(self.restart.config if self.restart else {}) as stored:
-                self.config = parser.parse_args([*argv[:1], *stored, *argv[1:]])
+            self._parse(argv)
+            self._command = shown_command(argv, secret_texts(self._resolved()))
+            if command == "fit" and not path:
+                self.restart = self._of_requeued_job()
+                if self.restart:
+                    self._parse(argv)
             config = self.config[self.config.subcommand]
             if config.ckpt_path and not self.restart:  # a config file names it
                 self.restart = Restart.find(
                     config.ckpt_path, self.config.subcommand, new_session=True
                 )
-            self._check(config)
+            check_settings(config, self.config.subcommand, self.restart)
         except (OSError, ValueError) as ex:
             parser.error(str(ex))
         # Else Lightning lets the checkpoint's hyper-parameters win over the command line.
         config.ckpt_path = None
         if isinstance(config.seed_everything, bool):
-            config.seed_everything = random_seed()
+            stored = self.restart.config if self.restart else {}
+            config.seed_everything = stored.get("seed_everything", random_seed())
+
+    def _parse(self, argv: list[str]) -> None:
+        files, rest = split_configs(argv)
+        with _as_file(self.restart.config if self.restart else {}) as stored:
+            # Single options win over files, wherever they stand.
+            self.config = self.parser.parse_args([*rest[:1], *stored, *files, *rest[1:]])
+
+    def _of_requeued_job(self) -> Restart | None:
+        """What to go on from, where SLURM starts a job again with the same command line."""
+        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
+            return None
+        config = self.config.fit
+        session = Session.of_job(config.output_path, job_id(), self._command)
+        if session is None:
+            return None
+        try:
+            restart = Restart.find(str(session.path), "fit", new_session=False)
+        except (OSError, ValueError):  # stopped before its first checkpoint
+            return None
+        if not restart.is_before(config.trainer.max_steps):
+            # A job of several runs meets those again that it has done.
+            print(f"{session.path} has ended before: nothing left to do")
+            sys.exit(0)
+        return restart
 
     def before_instantiate_classes(self) -> None:
         """Makes or reopens the session folder; from here on the terminal is in log.txt."""
@@ -141,10 +191,11 @@ class SessionCLI(LightningCLI):
             self.session = Session()  # ShareSession will tell
         else:
             self.session = goes_on or Session.create(config.output_path, config.tag)
+            self._lock_folder()
             os.environ[_SESSION_VARIABLE] = str(self.session.path)
             if self._stack is not None:
                 self._stack.callback(os.environ.pop, _SESSION_VARIABLE, None)
-        if self.session.path.name:
+        if self.session.path.name and not self._is_guest:
             terminal = TerminalLog(self.session.log(rank))
             terminal.start()
             if self._stack is not None:
@@ -152,6 +203,8 @@ class SessionCLI(LightningCLI):
         if self.restart:
             config.ckpt_path = str(self.restart.checkpoint)
         if is_first_process():
+            if not self._is_guest:
+                self.session.path.joinpath(FILE_NAME).unlink(missing_ok=True)
             self._announce()
             if self.subcommand == "fit" or not goes_on:
                 self._record()
@@ -164,56 +217,60 @@ class SessionCLI(LightningCLI):
         trainer = config.trainer
         goes_on = self.subcommand == "fit" and self.restart and self.restart.session
         purge_step = self.restart.iteration + 1 if self.restart and goes_on else None
-        own_loggers = [cls(self.session, purge_step) for cls in (SessionTensorBoard, MetricsFile)]
+        own_loggers: list[Logger] = [DummyLogger()]
+        if not self._is_guest:
+            own_loggers = [
+                log(self.session, purge_step) for log in (SessionTensorBoard, MetricsFile)
+            ]
         callbacks = all_callbacks(
             self.session,
             self.settings,
             config.save_minutes,
+            config.on_non_finite,
             checkpoints=trainer.enable_checkpointing is not False and not trainer.fast_dev_run,
             added=_as_list(trainer.callbacks),
         )
         return super().instantiate_trainer(
             logger=[*own_loggers, *_as_list(trainer.logger)],
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO(), *_as_list(trainer.plugins)],
+            plugins=[AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
             default_root_dir=trainer.default_root_dir or str(self.session.path),
             **kwargs,
         )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every setting as resolved, as plain types; what config.yaml holds."""
+        """Every setting as resolved, as plain types, without secrets; what config.yaml holds."""
+        return dict(scrub(self._resolved()))
+
+    def _resolved(self) -> dict[str, Any]:
         dumped = self.parser.dump(self.config, skip_none=False)
-        settings: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
+        settings: dict[str, Any] = yaml.safe_load(dumped)[self.config.subcommand]
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 
-    def _check(self, config: Any) -> None:
-        """Refuses what can be seen to fail before there is a folder."""
-        check_tag(config.tag)
-        if not config.output_path:
-            raise ValueError("`output_path` is empty: give the folder that holds the sessions")
-        if not isinstance(config.trainer, Namespace):
-            raise ValueError(f"`trainer` is {config.trainer!r}: it must be a group of settings")
-        done, wanted = self.restart.iteration if self.restart else 0, config.trainer.max_steps
-        left = wanted < 0 or done < wanted
-        if self.restart and not self.restart.validated:
-            left |= done == wanted
-        if self.config.subcommand == "fit" and not left:
-            raise ValueError(
-                f"nothing left to do: iteration {done} of {wanted} is reached. To go on, raise "
-                f"`--trainer.max_steps` above {done}"
+    def _lock_folder(self) -> None:
+        """Keeps other processes out of the folder; what only reads one in use leaves no trace."""
+        restart, lock = self.restart, SessionLock(self.session.path)
+        holder = lock.acquire(str(self.subcommand))
+        if holder and self.subcommand != "fit":
+            self._is_guest = True
+            print(f"{self.session.path} is in use by {holder}: results are shown but not logged")
+        elif holder:
+            self.parser.error(
+                f"{self.session.path} is in use by {holder}: wait until that ends, stop it, or "
+                "start a new session with `--config`"
             )
-        interval = config.trainer.val_check_interval
-        if isinstance(interval, float) and config.trainer.check_val_every_n_epoch is None:
-            raise ValueError(
-                f"`trainer.val_check_interval` is {interval}, a part of an epoch: set "
-                "`trainer.check_val_every_n_epoch: 1` as well, or give a whole number of iterations"
-            )
+        elif self._stack is not None:
+            self._stack.callback(lock.release)
+        going_on = restart if restart and restart.session and self.subcommand == "fit" else None
+        # A run that ended since the checkpoint was read would lose the last rows of its files.
+        if going_on and reach(going_on.checkpoint) != (going_on.iteration, going_on.validated):
+            self.parser.error(f"{self.session.path} has gone on meanwhile: try again")
 
     def _announce(self) -> None:
         restart = self.restart
         for path in restart.passed_over if restart else ():
-            print(f"{path} is truncated or damaged: passed over", file=sys.stderr)
+            print(f"{path}: passed over", file=sys.stderr)
         if restart is None:
             print(f"Session: {self.session.path}", flush=True)
         elif self.subcommand == "fit" and restart.session:
@@ -228,11 +285,12 @@ class SessionCLI(LightningCLI):
         changes: list[str] = []
         if self.restart and self.restart.session:
             settings["ckpt_path"] = None
-            changes = differences(self.restart.config, settings)
+            changes = differences(scrub(self.restart.config), settings)
         self.session.write_config(dump_settings(settings))
+        sessions, secrets = self.session.path.parent, secret_texts(self._resolved())
         changes += self.session.record_environment(
-            describe_environment(n_processes(settings["trainer"]), self.session.path.parent),
-            uncommitted_changes(self.session.path.parent),
+            describe_environment(self._command, n_processes(settings["trainer"]), sessions),
+            uncommitted_changes(sessions, secrets),
         )
         if changes:
             print("What differs from before:", *changes, sep="\n    ", flush=True)
@@ -240,65 +298,20 @@ class SessionCLI(LightningCLI):
 
 def main(args: ArgsType = None) -> None:
     """Runs the command line; what a user can cause ends in one line and a non-zero exit code."""
+    argv = sys.argv[1:] if args is None else [str(a) for a in args]  # type: ignore[union-attr]
+    if argv[:1] == ["verify"]:
+        sys.exit(verify(argv[1:]))
     with contextlib.ExitStack() as stack:
         try:
-            with _quiet():
+            with quiet():
                 SessionCLI(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)
-        except Exception as ex:
-            # Printed here, while the terminal still goes into log.txt.
-            cause = root_cause(ex)
-            if _is_explained(cause):
-                print(f"error: {cause}", file=sys.stderr)
-            else:
-                traceback.print_exception(cause)
-            sys.exit(1)
-
-
-def _is_explained(ex: BaseException) -> bool:
-    """Whether the layer raised it on purpose, or the project did before the first batch.
-
-    Then the message says it all. Everything else is a fault in code, whose traceback matters.
-    """
-    frames = traceback.extract_tb(ex.__traceback__)
-    if not frames or not (frames[-1].line or "").lstrip().startswith("raise "):
-        return False
-    files = [Path(frame.filename) for frame in frames]
-    own, lightning = Path(__file__).parent, Path(pl.__file__).parent
-    running = any(file.is_relative_to(lightning / "loops") for file in files)
-    installed = "site-packages" in files[-1].parts
-    return files[-1].is_relative_to(own) or not (running or installed)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Lightning's chatter and warnings that are known to be harmless from the user."""
-    names = ("lightning.pytorch", "lightning.fabric")
-    before = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        for message in _HARMLESS:
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            for name in names:
-                logging.getLogger(name).setLevel(logging.WARNING)
-            yield
-        finally:
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)
-
-
-_HARMLESS = (
-    # The summary says it where data really is slow.
-    ".*does not have many workers which may be a bottleneck",
-    # Lines are by iteration, whatever the length of an epoch.
-    ".*is smaller than the logging interval",
-    # Lightning's use of torch, which a project can't change.
-    ".*isinstance.treespec, LeafSpec.. is deprecated",
-    ".*functional.all_gather is deprecated",
-    # Results are already those of all processes.
-    ".*recommended to use `self.log.*sync_dist=True",
-)
+        except SystemExit as ex:
+            # Lightning turns a Ctrl-C before and after training into its own exit code.
+            if isinstance(ex.__context__, KeyboardInterrupt):
+                sys.exit(130)
+            raise
 
 
 @contextlib.contextmanager
@@ -311,6 +324,11 @@ def _as_file(config: dict[str, Any]) -> Iterator[list[str]]:
         path = Path(folder, "config.yaml")
         path.write_text(dump_settings(config))
         yield ["--config", str(path)]
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """SLURM's environment, if it is there; StopOnSignal asks for the job to be queued again."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _as_list(value: Any) -> list[Any]:

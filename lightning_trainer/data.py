@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 from torch import Generator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_trainer.hooks import require_hooks
 from lightning_trainer.sampling import ExactSampler, SeededDataset
@@ -115,29 +115,32 @@ class BaseDataModule(pl.LightningDataModule):
         Args:
             attribute: Name of the dataset's attribute, e.g. "train_dataset".
             shuffle: A new order every epoch, and the position kept over a restart; else the
-                dataset's own order, each sample exactly once.
+                dataset's own order, each sample exactly once. Neither is possible with an
+                `IterableDataset`, which has its own order and starts anew with each run.
 
         Raises:
             ValueError: If the dataset is not set, or empty.
         """
         dataset = self._get_dataset(attribute)
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "num_workers": self.n_workers,
+            "collate_fn": getattr(dataset, "collate_fn", None),
+            "pin_memory": self._is_on_gpu(),
+            "persistent_workers": self.n_workers > 0,
+            "worker_init_fn": _leave_signals_to_main_process,
+            "generator": Generator(),  # of its own: iterating must not draw from the global one
+        }
+        if isinstance(dataset, IterableDataset):
+            return DataLoader(dataset, **options)
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
         replicas = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         sampler = ExactSampler(
             len(cast(Sized, dataset)), self.batch_size, seed, shuffle, **(replicas or {})
         )
+        # All by name: Lightning makes the loader anew to predict.
         loader_class = SessionLoader if shuffle else DataLoader
-        return loader_class(
-            SeededDataset(dataset, seed),
-            batch_size=self.batch_size,  # by name: Lightning makes the loader anew to predict
-            sampler=sampler,
-            num_workers=self.n_workers,
-            collate_fn=getattr(dataset, "collate_fn", None),
-            pin_memory=self._is_on_gpu(),
-            persistent_workers=self.n_workers > 0,
-            worker_init_fn=_leave_signals_to_main_process,
-            generator=Generator(),  # of its own: iterating must not draw from the global one
-        )
+        return loader_class(dataset=SeededDataset(dataset, seed), sampler=sampler, **options)
 
     def _get_dataset(self, attribute: str) -> Dataset[Any]:
         dataset = getattr(self, attribute)
@@ -146,7 +149,7 @@ class BaseDataModule(pl.LightningDataModule):
                 f"`{type(self).__name__}.create_data` left `self.{attribute}` unset: "
                 "assign a dataset whose samples are dicts"
             )
-        if len(dataset) == 0:
+        if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
             raise ValueError(
                 f"`self.{attribute}` of `{type(self).__name__}` is empty: "
                 "check the paths and splits in `create_data`"

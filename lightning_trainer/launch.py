@@ -4,6 +4,8 @@ import os
 import random
 from typing import Any
 
+import torch
+
 
 def is_first_process() -> bool:
     """Whether this is the first process of all, by the launchers' variables."""
@@ -28,6 +30,16 @@ def n_processes(trainer: dict[str, Any]) -> int:
     world = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
     if world is not None:
         return int(world)
-    devices = trainer["devices"]
-    n_devices = len(devices) if isinstance(devices, list) else devices
-    return int(trainer["num_nodes"]) * (n_devices if isinstance(n_devices, int) else 1)
+    return int(trainer["num_nodes"]) * _n_devices(trainer["devices"], trainer["accelerator"])
+
+
+def _n_devices(devices: Any, accelerator: Any) -> int:
+    """As Lightning reads them: a number, those listed ("0,1"), or all ("auto", -1)."""
+    if isinstance(devices, str) and "," in devices:
+        devices = [number for number in devices.split(",") if number]
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return 1 if accelerator == "cpu" else max(torch.cuda.device_count(), 1)
+    # Lightning refuses anything else, later and better.
+    return int(devices) if str(devices).strip().isdigit() else 1

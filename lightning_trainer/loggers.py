@@ -1,12 +1,16 @@
 """Where numbers go: TensorBoard and metrics.csv, both straight into the session folder."""
 
 import csv
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_trainer.secrets import scrub
 from lightning_trainer.session import Session
 
 
@@ -26,11 +30,44 @@ class SessionTensorBoard(TensorBoardLogger):
             default_hp_metric=False,
             purge_step=purge_step,
         )
+        self._pause_until_s = 0.0
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds points; a disk that is full costs points and not the run."""
+        self._write(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Adds the settings, without secrets."""
+        self._write(super().log_hyperparams, scrub(params), *args, **kwargs)
 
     @rank_zero_only
     def save(self) -> None:
         """Hands what was logged to the file."""
-        self.experiment.flush()
+        self._write(self.experiment.flush if self._experiment else lambda: None)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Closes the file."""
+        self._write(super().finalize, status)
+
+    def _write(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if time.monotonic() < self._pause_until_s:
+            return
+        try:
+            method(*args, **kwargs)
+        except (OSError, ValueError) as ex:  # Lightning makes a ValueError of any
+            reason = ex.__cause__ or ex
+            if not isinstance(reason, OSError):
+                raise
+            warn_of_disk(self.save_dir, reason)
+            # Its thread has ended, so the next point opens a new file.
+            self._experiment = None
+            self._pause_until_s = time.monotonic() + _PAUSE_S
+
+
+_PAUSE_S = 60.0  # before the next try: each leaves a file
 
 
 class MetricsFile(Logger):
@@ -48,6 +85,7 @@ class MetricsFile(Logger):
         self._session = session
         self._purge_step = purge_step
         self._columns: list[str] = []
+        self._unwritten: list[dict[str, Any]] = []
         self._last: dict[str, Any] = {}
         self._last_offset = 0
 
@@ -72,19 +110,33 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds to the row of this step; the file is written anew where a name is new."""
-        rows = None if self._columns else self._read()
+        """Adds to the row of this step; the file is written anew where a name is new.
+
+        What can't be written, e.g. on a full disk, is written with the next row.
+        """
+        rows: list[dict[str, Any]] | None = None
+        if not self._columns or self._unwritten or metrics.keys() - {*self._columns}:
+            rows = [*self._read(), *self._unwritten]
+            self._last = rows[-1] if rows else {}
         same_step = self._last.get("step") == str(step)
         row = {**(self._last if same_step else {}), "step": str(step), **metrics}
-        if added := [name for name in row if name not in self._columns]:
-            rows = self._read() if rows is None else rows
-            self._columns += added
-            self._write([*(rows[:-1] if same_step else rows), row])
-            return
+        try:
+            if rows is None:
+                self._append(row, same_step)
+            else:
+                self._write(rows[:-1] if same_step else rows, row)
+            self._unwritten = []
+        except OSError as ex:
+            warn_of_disk(self.path, ex)
+            self._unwritten = [*(r for r in self._unwritten if r["step"] != row["step"]), row]
+        self._last = row
+
+    def _append(self, row: dict[str, Any], same_step: bool) -> None:
         with self.path.open("r+", newline="") as file:
             file.seek(self._last_offset if same_step else 0, 0 if same_step else 2)
             file.truncate()
-            self._write_last(file, row)
+            self._last_offset = file.tell()
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def _read(self) -> list[dict[str, Any]]:
         """The rows to keep of the file, and its columns."""
@@ -98,19 +150,21 @@ class MetricsFile(Logger):
             self._columns = list(reader.fieldnames or [])
             if self._purge_step is not None:
                 rows = [row for row in rows if int(row["step"]) < self._purge_step]
-            self._write(rows)
         return rows
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+        columns = [*self._columns, *(name for name in row if name not in self._columns)]
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows[:-1])
-            if rows:
-                self._write_last(file, rows[-1])
+            writer.writerows(rows)
+            offset = file.tell()
+            writer.writerow(row)
         temporary.replace(self.path)
+        self._columns, self._last_offset = columns, offset
 
-    def _write_last(self, file: Any, row: dict[str, Any]) -> None:
-        self._last, self._last_offset = row, file.tell()
-        csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+def warn_of_disk(path: Any, ex: OSError) -> None:
+    """Says once for each reason that a record can't be written, which is not worth ending a run."""
+    warnings.warn(f"{path} can't be written to: {ex}. Training goes on", stacklevel=3)

@@ -29,9 +29,9 @@ class BaseModule(pl.LightningModule):
         create_optimiser                                   (Lightning's configure_optimizers)
         for each batch: forward_model -> forward_loss -> backward -> optimiser step
                         update_metrics(train_metrics); visualise every `vis_iterations`
-        at a validation: forward_model -> forward_loss -> update_metrics(val_metrics) for each
-        batch,
-                        visualise for the first; then the score, best.ckpt and last.ckpt
+        at a validation, for each batch: forward_model -> forward_loss
+                        update_metrics(val_metrics); visualise for the first batch
+        after it: the score, best.ckpt and last.ckpt
 
     An iteration is one optimiser step, `self.global_step` their number. Hyper-parameters are the
     arguments of `__init__`: call `self.save_hyperparameters()` there and read `self.hparams.NAME`.
@@ -97,8 +97,8 @@ class BaseModule(pl.LightningModule):
 
         Each is a torchmetrics `Metric`, or a `MetricCollection` whose names appear in the log; one
         may be a `.clone()` of the other. Train metrics are over all training batches since the last
-        validation. Give classification
-        metrics `validate_args=False`: the check synchronises the device in each batch.
+        validation. Give classification metrics `validate_args=False`: the check synchronises the
+        device in each batch.
         """
 
     @abstractmethod
@@ -250,8 +250,14 @@ class BaseModule(pl.LightningModule):
         self.log_dict(results, logger=False)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which iteration the weights are of."""
+        """Notes which iteration the weights are of.
+
+        Raises:
+            ValueError: If they are those of another model; names the tensors that differ.
+        """
         self.restored_iteration = checkpoint["global_step"]
+        if self.strict_loading and "state_dict" in checkpoint:  # not in a sharded one
+            self._check_weights(checkpoint["state_dict"])
 
     def on_test_epoch_end(self) -> None:
         """Turns the metrics into `test/...`."""
@@ -296,6 +302,22 @@ class BaseModule(pl.LightningModule):
             raise ValueError(
                 f"`{type(self).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
                 "a metric, which would mix training and validation: use `.clone()` for one of them"
+            )
+
+    def _check_weights(self, loaded: Mapping[str, Tensor]) -> None:
+        """Lightning would say so only after a traceback, with every tensor in one line."""
+        own = self.state_dict()
+        wrong = [f"`{name}` is not in the checkpoint" for name in own.keys() - loaded.keys()]
+        wrong += [f"`{name}` is not in the model" for name in loaded.keys() - own.keys()]
+        for name in own.keys() & loaded.keys():
+            shapes = tuple(own[name].shape), tuple(loaded[name].shape)
+            if shapes[0] != shapes[1]:
+                wrong.append(f"`{name}` is {shapes[1]} in the checkpoint, {shapes[0]} in the model")
+        if wrong:
+            more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise ValueError(
+                f"the checkpoint is of another model: {'; '.join(sorted(wrong)[:5])}{more}. Give "
+                "the settings it was trained with, or start a new session without `--ckpt_path`"
             )
 
     def _check_score(self, results: dict[str, Tensor], mode: str) -> None:

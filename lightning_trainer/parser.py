@@ -7,7 +7,7 @@ import sys
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 _UNKNOWN = re.compile(
@@ -22,6 +22,7 @@ _DESCRIPTION = """Trains, tests and applies a project's model. Each run has a se
     fit --config configs/digits.yaml             a new session
     fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
     test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
+    verify --config configs/digits.yaml          proves that restarts of this project are exact
 
 Any key of a config file is an option as well and wins over the file:
 
@@ -118,6 +119,30 @@ def class_options(class_path: str) -> list[str]:
         return list(ArgumentParser().add_class_arguments(cls, fail_untyped=False))
     except (ImportError, AttributeError, ValueError):
         return []
+
+
+def check_nulls(group: str, settings: Any) -> None:
+    """Refuses null, e.g. a key of a YAML file without a value, where a class takes none.
+
+    jsonargparse takes a null among a class's arguments for one that was not given.
+
+    Raises:
+        ValueError: Names the argument.
+    """
+    arguments = settings.get("init_args") or {}
+    nulls = {name: None for name, value in vars(arguments).items() if value is None}
+    if not nulls:
+        return
+    module, _, name = settings.class_path.rpartition(".")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
+    for argument in nulls:
+        try:
+            null = Namespace(**{argument: None})
+            parser.validate(null, skip_unset=False, skip_required=True)
+        except TypeError as ex:
+            reason = " ".join(str(ex).split()).partition(": ")[2]
+            raise ValueError(f"`{group}.{argument}` is null. {reason}") from ex
 
 
 def root_cause(ex: BaseException) -> BaseException:

@@ -1,6 +1,5 @@
 """What `--ckpt_path` means: which checkpoint, which session, which settings."""
 
-import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_trainer.session import CONFIG_KEY, Session, is_whole
+from lightning_trainer.session import CONFIG_KEY, Session, find_fault
 
 
 @dataclass
@@ -23,7 +22,7 @@ class Restart:
         iteration: Iterations done at the checkpoint.
         validated: Whether a validation that was due there has run.
         config: Settings to start from, below those of the command line.
-        passed_over: Newer or better checkpoints that are damaged.
+        passed_over: Newer or better checkpoints that can't be used, and why.
     """
 
     checkpoint: Path
@@ -31,7 +30,12 @@ class Restart:
     iteration: int
     validated: bool
     config: dict[str, Any]
-    passed_over: list[Path]
+    passed_over: list[str]
+
+    def is_before(self, max_steps: int) -> bool:
+        """Whether there is an iteration to do, or the validation of the last one."""
+        pending = not self.validated and self.iteration == max_steps
+        return max_steps < 0 or self.iteration < max_steps or pending
 
     @classmethod
     def find(cls, path: str, command: str, new_session: bool) -> "Restart":
@@ -53,17 +57,18 @@ class Restart:
                 f"`--ckpt_path` is {path!r}: there is no such session folder or checkpoint file"
             )
         session = Session.around(target)
-        passed_over: list[Path] = []
+        passed_over: list[str] = []
         if target.is_dir() and not target.joinpath("meta.pt").exists():
             if session is None:
                 raise FileNotFoundError(
                     f"`--ckpt_path` is {path!r}, a folder without a config.yaml: give a session "
                     "folder (session_...) or a checkpoint file"
                 )
-            target, passed_over = session.find_checkpoint(command != "fit", _is_valid)
+            target, passed_over = session.find_checkpoint(command != "fit", reach)
+        elif fault := find_fault(target):
+            raise ValueError(f"`--ckpt_path` is {path!r}, which {fault}{_others(session, target)}")
         header = read_header(target)
-        schedule = header.get("callbacks", {}).get("ValidationSchedule", {})
-        at = header["global_step"], schedule.get("validated", True)
+        at = _iteration(header)
         if new_session:
             return cls(target, None, *at, {}, passed_over)
         config = session.read_config() if session else None
@@ -96,11 +101,24 @@ def read_header(path: Path) -> dict[str, Any]:
     )
 
 
-def _is_valid(path: Path) -> bool:
-    """Whether each record is as it was written, and torch can read the file."""
-    with contextlib.suppress(ValueError):
-        return is_whole(path) and bool(read_header(path))
-    return False
+def _others(session: Session | None, path: Path) -> str:
+    checkpoints = (session.last_checkpoint, session.best_checkpoint) if session else ()
+    others = [str(c) for c in checkpoints if c.exists() and not c.samefile(path)]
+    return f". There is also {' and '.join(others)}" if others else ""
+
+
+def _iteration(header: dict[str, Any]) -> tuple[int, bool]:
+    """Iterations done, and whether a validation that was due there has run."""
+    schedule = header.get("callbacks", {}).get("ValidationSchedule", {})
+    return header["global_step"], schedule.get("validated", True)
+
+
+def reach(path: Path) -> tuple[int, bool] | str:
+    """How far a checkpoint has come, or why that can't be read."""
+    try:
+        return _iteration(read_header(path))
+    except ValueError:
+        return find_fault(path) or "is no checkpoint of Lightning"
 
 
 def dump_settings(settings: dict[str, Any]) -> str:
@@ -129,8 +147,8 @@ def find_option(argv: Sequence[str], *names: str) -> str | None:
     return value
 
 
-def configs_first(argv: Sequence[str]) -> list[str]:
-    """The command, then the config files, then the rest: single options win over files."""
+def split_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The config files of a command line, and the rest of it."""
     files: list[str] = []
     rest: list[str] = []
     i = 0
@@ -139,4 +157,4 @@ def configs_first(argv: Sequence[str]) -> list[str]:
         is_file = width == 2 or argv[i].startswith(("--config=", "-c="))
         (files if is_file else rest).extend(argv[i : i + width])
         i += width
-    return [*rest[:1], *files, *rest[1:]]
+    return files, rest

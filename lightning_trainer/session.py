@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import shlex
@@ -69,6 +70,15 @@ class Session:
             return cls(_relative(folder))
         return None
 
+    @classmethod
+    def of_job(cls, output_path: str, job_id: str | None, command: str) -> "Session | None":
+        """The newest session that a scheduler's job started by this command, if any."""
+        for path in sorted(Path(output_path).glob("*/environment.yaml"), reverse=True):
+            recorded = _read_yaml(path) or {}
+            if job_id and (recorded.get("job_id"), recorded.get("command")) == (job_id, command):
+                return cls(path.parent)
+        return None
+
     @property
     def config(self) -> Path:
         """Every setting as resolved."""
@@ -94,29 +104,38 @@ class Session:
         return self.path / (f"log_rank{rank}.txt" if rank else "log.txt")
 
     def find_checkpoint(
-        self, best: bool, is_valid: Callable[[Path], bool]
-    ) -> tuple[Path, list[Path]]:
+        self, best: bool, reach: Callable[[Path], tuple[int, bool] | str]
+    ) -> tuple[Path, list[str]]:
         """The checkpoint to test (`best`), or else to go on from.
 
         Args:
-            best: Whether best.ckpt is wanted rather than last.ckpt; the other one is second choice.
-            is_valid: Whether a file can be used.
+            best: Whether best.ckpt is wanted, and last.ckpt only if there is no other; else the one
+                that has come furthest.
+            reach: How far a checkpoint has come, by its header; as text why that can't be read.
 
         Returns:
-            The path, and those that come before it but are not valid.
+            The path, and for each one that should have come before it, why it was passed over.
 
         Raises:
             FileNotFoundError: If there is none.
         """
-        candidates = [self.best_checkpoint, self.last_checkpoint]
-        existing = [p for p in (candidates if best else reversed(candidates)) if p.exists()]
-        passed_over = list(itertools.takewhile(lambda path: not is_valid(path), existing))
-        if len(passed_over) < len(existing):
-            return existing[len(passed_over)], passed_over
-        damaged = " and ".join(f"{path} is truncated or damaged" for path in passed_over)
-        reason = damaged or "it stopped before its first one was written"
+        existing = [p for p in (self.best_checkpoint, self.last_checkpoint) if p.exists()]
+        reached = {path: reach(path) for path in existing}
+        if not best:
+            # Stable, so that last.ckpt comes first of two that have come equally far. One that
+            # can't be read may have come furthest.
+            far = {path: (math.inf,) if isinstance(r, str) else r for path, r in reached.items()}
+            existing = sorted(reversed(existing), key=lambda path: far[path], reverse=True)
+        faults: list[str] = []
+        for path in existing:
+            reason = reached[path]
+            fault = reason if isinstance(reason, str) else find_fault(path)
+            if not fault:
+                return path, faults
+            faults.append(f"{path} {fault}")
+        why = " and ".join(faults) or "it stopped before its first one was written"
         raise FileNotFoundError(
-            f"{self.path} has no checkpoint to use: {reason}. Start again with "
+            f"{self.path} has no checkpoint to use: {why}. Start again with "
             f"`fit --config {self.config}`"
         )
 
@@ -183,15 +202,25 @@ def check_tag(tag: str | None) -> None:
         )
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is complete: torch saves zip files, with a CRC-32 for each record."""
-    if path.is_dir():  # sharded: the metadata is written last
-        return path.joinpath("meta.pt").exists()
+def find_fault(path: str | os.PathLike[str]) -> str | None:
+    """What is wrong with a checkpoint file, or None: each record in it has a CRC-32.
+
+    Reads all of it, about 1 GB/s. A folder (a sharded checkpoint) needs only its metadata, which is
+    written last.
+    """
+    path = Path(path)
     try:
+        if path.is_dir():
+            return None if path.joinpath("meta.pt").exists() else "was not written to its end"
+        if path.stat().st_size == 0:
+            return "is empty"
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            damaged = archive.testzip()
+        return damaged and f"is damaged: the checksum of `{damaged}` is wrong"
+    except PermissionError:
+        return "can't be read: permission denied"
     except Exception:  # a damaged archive makes `zipfile` raise a dozen kinds
-        return False
+        return "is truncated, damaged or no checkpoint"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +134,9 @@ def sessions(tmp_path: Path):
     return lambda: sorted((tmp_path / "experiments").glob("session_*"), key=os.path.getmtime)
 
 
-def start_process(*args: object) -> subprocess.Popen[str]:
+def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:
     """Starts `python cli.py` in a process of its own, from the root of the repository."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "cli.py", *map(str, args)],
         cwd=ROOT,
@@ -143,6 +144,7 @@ def start_process(*args: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 

@@ -1,13 +1,22 @@
 """A crash leaves the old checkpoint or the new one, never half of one."""
 
+import collections
+import enum
+import itertools
+import multiprocessing
 import os
+import random
 import resource
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lightning_trainer import checkpoint_io
 from lightning_trainer.checkpoint_io import AtomicCheckpointIO, replace
+from lightning_trainer.session import find_fault
 
 OLD, NEW = {"w": torch.zeros(50_000)}, {"w": torch.ones(50_000)}  # 200 kB each
 
@@ -112,3 +121,74 @@ def test_replace_renames(tmp_path):
     replace(str(tmp_path / "a"), str(tmp_path / "b"))
     assert os.listdir(tmp_path) == ["b"]
     assert (tmp_path / "b").read_text() == "new"
+
+
+def write_again_and_again(target) -> None:
+    """In a process of its own; returns never."""
+    io = AtomicCheckpointIO()
+    for i in itertools.count():
+        io.save_checkpoint({"w": torch.full((500_000,), float(i))}, target)
+
+
+def test_killed_at_any_moment_of_a_write_a_whole_file_is_there(target):
+    moments = random.Random(0)
+    found = set()
+    for n in range(30):
+        process = multiprocessing.get_context("fork").Process(
+            target=write_again_and_again, args=(target,), daemon=True
+        )
+        process.start()
+        time.sleep(moments.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert find_fault(target) is None, f"broken by kill {n}"
+        found.add(float(torch.load(target)["w"][0]))
+    assert len(found) > 1  # the writes went through in between
+
+
+# What must not be executed, and what must load again -------------------------------------------
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("weights_only", [None, False, True])
+def test_loading_executes_nothing_whatever_is_asked_for(io, tmp_path, monkeypatch, weights_only):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path, victim = tmp_path / "a.ckpt", tmp_path / "executed"
+    torch.save({"state_dict": {}, "global_step": 1, "x": Malicious(victim)}, path)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        io.load_checkpoint(path, weights_only=weights_only)
+    assert not victim.exists()
+    torch.load(path, weights_only=False)
+    assert victim.exists()  # it is malicious
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (Path("a"), "PosixPath"),
+        (Colour.RED, "Colour"),
+        (np.float64(1.0), "float64"),
+        (np.zeros(2), "ndarray"),
+        (collections.defaultdict(int), "defaultdict"),
+        (torch.nn.ReLU, "type"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_named_at_the_first_write(io, tmp_path, value, kind):
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(TypeError) as caught:
+        io.save_checkpoint({"epoch": 0, "hyper_parameters": {"a": 1, "b": [2, value]}}, path)
+    assert f"a checkpoint with `hyper_parameters.b[1]`, a {kind}, could not" in str(caught.value)
+    assert not path.exists()

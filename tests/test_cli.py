@@ -18,7 +18,7 @@ import yaml
 from conftest import CONFIG, ROOT, BaseModule, TinyData, TinyModule, run_process
 
 from lightning_trainer.cli import main
-from lightning_trainer.restart import configs_first, find_option
+from lightning_trainer.restart import find_option, split_configs
 
 
 class Echo(TinyModule):
@@ -131,9 +131,9 @@ def same(a: dict, b: dict) -> bool:
 
 
 def names(folder: Path) -> set[str]:
-    """All files, those of TensorBoard by their beginning."""
+    """All files but the lock, those of TensorBoard by their beginning."""
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    return {name.split(".tfevents.")[0] for name in files}
+    return {name.split(".tfevents.")[0] for name in files - {".lock"}}
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -299,15 +299,15 @@ def test_printing_the_config_makes_no_session(run, config, done, sessions):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ("fit --a 1 --config x --b", "fit --config x --a 1 --b"),
-        ("fit -c x --a --config=y -c=z", "fit -c x --config=y -c=z --a"),
-        ("fit", "fit"),
-        ("", ""),
-        ("fit --config", "fit --config"),
+        ("fit --a 1 --config x --b", ("--config x", "fit --a 1 --b")),
+        ("fit -c x --a --config=y -c=z", ("-c x --config=y -c=z", "fit --a")),
+        ("fit", ("", "fit")),
+        ("", ("", "")),
+        ("fit --config", ("--config", "fit")),
     ],
 )
-def test_config_files_come_first_in_their_order(argv, expected):
-    assert configs_first(argv.split()) == expected.split()
+def test_config_files_are_told_from_the_rest_in_their_order(argv, expected):
+    assert split_configs(argv.split()) == tuple(part.split() for part in expected)
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run, half, damaged):
     path.write_bytes(path.read_bytes()[:1000])
     command = ["fit", "--trainer.max_steps", "12"] if damaged == "last" else ["test"]
     code, out, err = run(*command, "--ckpt_path", half)
-    assert (code, err) == (0, f"{path} is truncated or damaged: passed over\n")
+    reason = "is truncated, damaged or no checkpoint"
+    assert (code, err) == (0, f"{path} {reason}: passed over\n")
     other = iteration["best" if damaged == "last" else "last"]
     assert f"after iteration {other}\n" in out or f"(iteration {other})\n" in out
 
@@ -454,7 +455,7 @@ def test_a_damaged_checkpoint_is_named_in_the_log(run, half, monkeypatch):
     use_descriptors(monkeypatch)
     (half / "checkpoints" / "last.ckpt").write_bytes(b"")
     assert run("fit", "--trainer.max_steps", "12", "--ckpt_path", half)[0] == 0
-    assert "last.ckpt is truncated or damaged: passed over\n" in (half / "log.txt").read_text()
+    assert "last.ckpt is empty: passed over\n" in (half / "log.txt").read_text()
 
 
 def test_with_a_config_a_new_session_starts_from_the_checkpoint(run, half, whole, sessions, config):
@@ -644,11 +645,11 @@ def write_half(path: Path) -> None:
     [
         (damage_nothing, "there is no such session folder or checkpoint file"),
         (Path.mkdir, "give a session folder (session_...) or a checkpoint file"),
-        (Path.touch, "can't be read as a checkpoint"),
-        (write_text, "can't be read as a checkpoint"),
+        (Path.touch, "which is empty"),
+        (write_text, "which is truncated, damaged or no checkpoint"),
         (write_weights, "it has no training state, only layer.weight"),
         (write_tensor, "can't be read as a checkpoint"),
-        (write_half, "can't be read as a checkpoint"),
+        (write_half, "which is truncated, damaged or no checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(run, config, sessions, tmp_path, write, named, with_config):

@@ -80,12 +80,12 @@ def test_all_ways_to_import_are_seen(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("name", ["session", "terminal", "sampling", "hooks"])
+@pytest.mark.parametrize("name", ["session", "terminal", "lock", "secrets", "sampling", "hooks"])
 def test_the_lowest_modules_know_nothing_of_ours(name):
     assert "lightning_trainer" not in roots_of(LIBRARY[f"lightning_trainer.{name}"])
 
 
-@pytest.mark.parametrize("name", ["session", "terminal"])
+@pytest.mark.parametrize("name", ["session", "terminal", "lock", "secrets"])
 def test_the_folder_and_the_terminal_know_neither_torch_nor_lightning(name):
     known = roots_of(LIBRARY[f"lightning_trainer.{name}"])
     assert not known & {"torch", "torchmetrics", "torchvision", "lightning", "pytorch_lightning"}

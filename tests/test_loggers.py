@@ -149,3 +149,45 @@ def test_a_run_logs_the_same_numbers_to_both(run, config, sessions):
         assert [step for step, _ in scalars[name]] == [step for step, _ in points]
         values = [value for _, value in points]
         assert [value for _, value in scalars[name]] == pytest.approx(values, rel=1e-6)
+
+
+def test_rows_that_a_full_disk_kept_out_are_written_with_the_next_one(logger, monkeypatch):
+    logger.log_metrics({"a": 1.0}, step=1)
+
+    class HalfARow(csv.DictWriter):
+        def __init__(self, file, *args, **kwargs):
+            super().__init__(file, *args, **kwargs)
+            self.file = file
+
+        def writerow(self, row):
+            self.file.write("2,")
+            raise OSError(28, "No space left on device")
+
+    disk_full = pytest.warns(UserWarning, match="metrics.csv can't be written to: .*No space left")
+    with monkeypatch.context() as patch, disk_full:
+        patch.setattr(csv, "DictWriter", HalfARow)
+        logger.log_metrics({"a": 2.0}, step=2)
+        logger.log_metrics({"a": 3.0}, step=3)
+    assert lines(logger)[:2] == ["step,a", "1,1.0"]
+    logger.log_metrics({"b": 3.5}, step=3)
+    assert lines(logger) == ["step,a,b", "1,1.0,", "2,2.0,", "3,3.0,3.5"]
+
+
+def test_a_disk_that_fills_up_costs_tensorboard_points_and_not_the_run(tmp_path, monkeypatch):
+    logger = SessionTensorBoard(Session(tmp_path))
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.save()
+    [first] = tmp_path.glob("events.*")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    writer = logger.experiment.file_writer.event_writer
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="can't be written to"):
+        patch.setattr(writer, "flush", fail)
+        logger.save()
+    monkeypatch.setattr(logger, "_pause_until_s", 0.0)
+    logger.log_metrics({"a": 2.0}, step=2)
+    logger.save()
+    assert len(list(tmp_path.glob("events.*"))) == 2
+    assert first.stat().st_size > 0

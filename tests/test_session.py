@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from lightning_trainer import session as session_module
-from lightning_trainer.environment import describe_environment, uncommitted_changes
-from lightning_trainer.restart import read_header
-from lightning_trainer.session import Session, check_tag, differences, go_on_command, is_whole
+from lightning_trainer.environment import describe_environment, shown_command, uncommitted_changes
+from lightning_trainer.restart import reach, read_header
+from lightning_trainer.session import Session, check_tag, differences, find_fault, go_on_command
 
 NOON = datetime(2024, 2, 29, 12, 0, 7)
 
@@ -133,7 +133,8 @@ def test_the_environment_tells_code_machine_versions_and_job(code, tmp_path, mon
     session = Session(tmp_path)
     assert (
         session.record_environment(
-            describe_environment(4, Path("sessions")), uncommitted_changes(Path("sessions"))
+            describe_environment(shown_command(["fit", "--tag", "a b"]), 4, Path("sessions")),
+            uncommitted_changes(Path("sessions")),
         )
         == []
     )
@@ -155,7 +156,9 @@ def test_the_environment_tells_code_machine_versions_and_job(code, tmp_path, mon
 def test_a_program_in_a_subfolder_belongs_to_the_whole_repository(code, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(code / "projects" / "run.py")])
     (code / "cli.py").write_text("print(2)\n")
-    assert describe_environment(1, Path("sessions"))["git_commit"] == git(code, "rev-parse", "HEAD")
+    assert describe_environment("fit", 1, Path("sessions"))["git_commit"] == git(
+        code, "rev-parse", "HEAD"
+    )
     assert "+print(2)" in uncommitted_changes(Path("sessions"))
 
 
@@ -164,7 +167,7 @@ def test_code_outside_any_repository_or_without_git_has_no_commit(tmp_path, monk
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "cli.py")])
     if not has_git:
         monkeypatch.setenv("PATH", str(tmp_path))
-    environment = describe_environment(1, Path("sessions"))
+    environment = describe_environment("fit", 1, Path("sessions"))
     assert environment["git_commit"] is None
     assert environment["git_dirty"] is False
     assert uncommitted_changes(Path("sessions")) == ""
@@ -174,7 +177,7 @@ def test_a_repository_without_a_commit_is_no_error(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q", tmp_path)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "cli.py")])
     (tmp_path / "cli.py").write_text("print(1)\n")
-    assert describe_environment(1, Path("sessions"))["git_commit"] is None
+    assert describe_environment("fit", 1, Path("sessions"))["git_commit"] is None
     assert "+print(1)" in uncommitted_changes(Path("sessions"))
 
 
@@ -205,7 +208,7 @@ def test_the_patch_turns_a_clean_checkout_into_the_code_that_ran(code, tmp_path,
     change(code)
     session = Session(tmp_path)
     session.record_environment(
-        describe_environment(1, Path("sessions")), uncommitted_changes(Path("sessions"))
+        describe_environment("fit", 1, Path("sessions")), uncommitted_changes(Path("sessions"))
     )
     assert yaml.safe_load(session.environment.read_text())["git_dirty"] is True
     git(tmp_path / "clean", "apply", tmp_path / "uncommitted.patch")
@@ -234,6 +237,36 @@ def test_large_untracked_and_ignored_files_are_not_in_the_patch(code):
     assert "+secret.txt" in patch  # the rule, which is an untracked file itself
     assert "large" not in patch
     assert "+ignored" not in patch
+
+
+def test_files_that_hold_secrets_as_a_rule_are_not_in_the_patch(code):
+    private = [".env", ".env.local", "a.pem", "deep/er/b.key", "id_rsa.old", ".netrc", "deep/.ENV"]
+    (code / "deep" / "er").mkdir(parents=True)
+    for name in [*private, "credentials.json"]:
+        (code / name).write_text("private = 1\n")
+    sessions = Path("sessions")
+    assert uncommitted_changes(sessions) == ""  # as untracked files
+    assert describe_environment("fit", 1, sessions)["git_dirty"] is False
+    git(code, "add", ".")
+    git(code, "commit", "-qm", "second")
+    (code / "credentials.json").write_text("private = 2\n")
+    (code / ".netrc").unlink()
+    assert uncommitted_changes(sessions) == ""  # as tracked ones
+    others = ["env.py", "a.env", "pem", "key.py", "my_credentials.json", "deep/environment.py"]
+    for name in others:
+        (code / name).write_text("public = 1\n")
+    patch = uncommitted_changes(sessions)
+    assert patch.count("+public = 1\n") == len(others)
+    assert "private" not in patch
+
+
+def test_a_sessions_folder_of_any_name_is_no_change_of_the_code(code, monkeypatch):
+    monkeypatch.chdir(code)
+    sessions = code / "runs [1]*"
+    sessions.mkdir()
+    (sessions / "log.py").write_text("a = 1\n")
+    assert uncommitted_changes(sessions) == ""
+    assert describe_environment("fit", 1, Path(sessions.name))["git_dirty"] is False
 
 
 def test_a_later_start_is_added_and_what_differs_is_returned(tmp_path):
@@ -316,7 +349,7 @@ def session(tmp_path):
 
 @pytest.mark.parametrize(("best", "name"), [(True, "best.ckpt"), (False, "last.ckpt")])
 def test_the_best_checkpoint_is_tested_and_the_last_one_gone_on_from(session, best, name):
-    assert session.find_checkpoint(best, is_whole) == (session.path / "checkpoints" / name, [])
+    assert session.find_checkpoint(best, reach) == (session.path / "checkpoints" / name, [])
 
 
 @pytest.mark.parametrize("best", [True, False])
@@ -326,13 +359,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(session, best, damage):
     if not best:
         wanted, other = other, wanted
     damage(wanted)
-    assert session.find_checkpoint(best, is_whole) == (other, [wanted])
+    path, passed_over = session.find_checkpoint(best, reach)
+    assert path == other
+    why = {truncate: "is truncated", flip_bit: "is damaged: the checksum of", empty: "is empty"}
+    assert [text.startswith(f"{wanted} {why[damage]}") for text in passed_over] == [True]
 
 
 @pytest.mark.parametrize("best", [True, False])
 def test_the_other_checkpoint_serves_where_there_is_one_only(session, best):
     (session.best_checkpoint if best else session.last_checkpoint).unlink()
-    path, passed_over = session.find_checkpoint(best, is_whole)
+    path, passed_over = session.find_checkpoint(best, reach)
     assert path.exists()
     assert passed_over == []
 
@@ -341,10 +377,10 @@ def test_a_session_whose_checkpoints_are_all_damaged_names_them_and_the_way_out(
     truncate(session.last_checkpoint)
     flip_bit(session.best_checkpoint)
     with pytest.raises(FileNotFoundError) as caught:
-        session.find_checkpoint(False, is_whole)
+        session.find_checkpoint(False, reach)
     message = str(caught.value)
-    assert f"{session.last_checkpoint} is truncated or damaged" in message
-    assert f"{session.best_checkpoint} is truncated or damaged" in message
+    assert f"{session.last_checkpoint} is truncated, damaged or no checkpoint" in message
+    assert f"{session.best_checkpoint} is damaged: the checksum of `" in message
     assert message.endswith(f"Start again with `fit --config {session.config}`")
 
 
@@ -352,7 +388,7 @@ def test_a_session_without_checkpoints_says_so_and_the_way_out(session):
     session.last_checkpoint.unlink()
     session.best_checkpoint.unlink()
     with pytest.raises(FileNotFoundError) as caught:
-        session.find_checkpoint(True, is_whole)
+        session.find_checkpoint(True, reach)
     assert str(caught.value) == (
         f"{session.path} has no checkpoint to use: it stopped before its first one was written. "
         f"Start again with `fit --config {session.config}`"
@@ -362,10 +398,10 @@ def test_a_session_without_checkpoints_says_so_and_the_way_out(session):
 def test_a_file_cut_anywhere_is_not_whole(tmp_path):
     path = save(tmp_path / "a.ckpt")
     content = path.read_bytes()
-    assert is_whole(path)
+    assert find_fault(path) is None
     for length in range(0, len(content), 13):
         path.write_bytes(content[:length])
-        assert not is_whole(path), f"{length} of {len(content)} bytes"
+        assert find_fault(path), f"{length} of {len(content)} bytes"
 
 
 def test_a_bit_flipped_anywhere_is_seen_or_harmless(tmp_path):
@@ -376,7 +412,7 @@ def test_a_bit_flipped_anywhere_is_seen_or_harmless(tmp_path):
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
         try:
-            if is_whole(path) and read_header(path):
+            if not find_fault(path) and read_header(path):
                 assert torch.equal(torch.load(path)["state_dict"]["w"], torch.full((200,), 1.0))
         except ValueError as ex:
             assert "can't be read as a checkpoint" in str(ex)
@@ -388,9 +424,9 @@ def test_a_bit_flipped_anywhere_is_seen_or_harmless(tmp_path):
 def test_a_sharded_checkpoint_is_whole_once_its_metadata_is_there(tmp_path):
     folder = tmp_path / "last.ckpt"
     folder.mkdir()
-    assert not is_whole(folder)
+    assert find_fault(folder) == "was not written to its end"
     (folder / "meta.pt").touch()
-    assert is_whole(folder)
+    assert find_fault(folder) is None
 
 
 @pytest.mark.parametrize("text", ["", "hello", None])
@@ -398,7 +434,28 @@ def test_what_is_no_zip_file_is_not_whole(tmp_path, text):
     path = tmp_path / "a.ckpt"
     if text is not None:
         path.write_text(text)
-    assert not is_whole(path)
+    assert find_fault(path)
+
+
+# Who may read it ------------------------------------------------------------------------------
+
+
+def test_all_files_have_the_permissions_that_the_user_has_set(run, config, sessions):
+    before = os.umask(0o027)
+    try:
+        for command in (["fit", "--config", config], ["fit", "--trainer.max_steps", "24"]):
+            restart = ["--ckpt_path", sessions()[0]] if sessions() else []
+            code, _, err = run(*command, *restart)
+            assert code == 0, err
+        for command in ("test", "predict"):
+            assert run(command, "--ckpt_path", sessions()[0])[0] == 0
+    finally:
+        os.umask(before)
+    paths = list(sessions()[0].rglob("*"))
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in paths}
+    assert {".lock", "config_1.yaml", "best.ckpt", "metrics.csv", "predictions.pt"} < modes.keys()
+    assert {modes.pop("checkpoints")} == {"0o750"}
+    assert set(modes.values()) == {"0o640"}, modes
 
 
 # Which session a path means -------------------------------------------------------------------
@@ -408,7 +465,7 @@ def test_a_folder_is_the_session_wherever_it_was_moved(session, tmp_path):
     moved = tmp_path / "elsewhere"
     session.path.rename(moved)
     assert Session.around(moved).path == moved
-    found, _ = Session.around(moved).find_checkpoint(True, is_whole)
+    found, _ = Session.around(moved).find_checkpoint(True, reach)
     assert found == moved / "checkpoints/best.ckpt"
 
 

@@ -1,14 +1,17 @@
 """The built-in callbacks: one callback, one class, one file."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback
 
+from lightning_trainer.callbacks.agreement import Agreement
 from lightning_trainer.callbacks.bars import EvaluationBar
 from lightning_trainer.callbacks.checkpoints import SaveCheckpoints
 from lightning_trainer.callbacks.evaluation import ReportEvaluation
 from lightning_trainer.callbacks.hyperparameters import LogHyperParameters
+from lightning_trainer.callbacks.inexact import WarnOfInexactRestart
+from lightning_trainer.callbacks.losses import GuardAgainstNonFinite, SumLosses
 from lightning_trainer.callbacks.pictures import CallVisualise
 from lightning_trainer.callbacks.predictions import WritePredictions
 from lightning_trainer.callbacks.progress import PrintProgress
@@ -27,6 +30,7 @@ def all_callbacks(
     session: Session,
     config: Mapping[str, Any],
     save_minutes: float,
+    on_non_finite: Literal["stop", "skip"] = "stop",
     checkpoints: bool = True,
     added: Sequence[Callback] = (),
 ) -> list[Callback]:
@@ -36,22 +40,31 @@ def all_callbacks(
         session: The run's folder.
         config: The run's settings as plain types.
         save_minutes: At most so many minutes of training are lost at a crash.
+        on_non_finite: What to do when the loss is not finite.
         checkpoints: Whether any are written.
         added: Those of the project: they come before what ends a batch by saving.
     """
     times = RunTimes()
+    agreement = Agreement()
     schedule = ValidationSchedule()
     report = ReportEvaluation()
+    losses = SumLosses(agreement)
+    guard = GuardAgainstNonFinite(losses, agreement, session, on_non_finite)
     saving = None
     if checkpoints:
-        saving = SaveCheckpoints(session, config, schedule, report, times, save_minutes)
+        saving = SaveCheckpoints(
+            session, config, schedule, report, times, agreement, guard, save_minutes
+        )
     return [
-        ShareSession(session),
+        ShareSession(session, agreement),
         SeedEachStep(),
-        KeepTrainMetrics(),
+        KeepTrainMetrics(agreement),
+        losses,
         schedule,
         ApplyChangedSettings(),
-        PrintProgress(times),
+        WarnOfInexactRestart(),
+        PrintProgress(times, losses, guard),
+        guard,
         report,
         EvaluationBar(),
         CallVisualise(),
@@ -59,6 +72,6 @@ def all_callbacks(
         WritePredictions(session),
         Summarise(session, schedule, report, times),
         *added,
-        StopOnSignal(saving),
+        StopOnSignal(agreement, saving),
         *([saving] if saving else []),
     ]

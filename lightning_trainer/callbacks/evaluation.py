@@ -25,6 +25,7 @@ class ReportEvaluation(Callback):
         self.best_score: float | None = None
         self.best_iteration = 0
         self.improved = False
+        self._before: tuple[float | None, int] = None, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The best score and when it was reached; no path, so that the folder may move."""
@@ -38,6 +39,10 @@ class ReportEvaluation(Callback):
     def forget(self) -> None:
         """Starts anew."""
         self.best_score, self.best_iteration = None, 0
+
+    def take_back(self) -> None:
+        """Forgets the newest best, whose weights could not be kept."""
+        self.best_score, self.best_iteration = self._before
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Announces the validation."""
@@ -79,6 +84,7 @@ class ReportEvaluation(Callback):
         first = self.best_score is None and not math.isnan(score)
         self.improved = first or (score > best if mode == "max" else score < best)
         if self.improved:
+            self._before = self.best_score, self.best_iteration
             self.best_score, self.best_iteration = score, trainer.global_step
             if trainer.is_global_zero:
                 print(f"New best score: {best:.3f} -> {score:.3f}")

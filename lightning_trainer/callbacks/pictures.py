@@ -7,6 +7,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lightning_trainer.loggers import warn_of_disk
+
 
 class CallVisualise(Callback):
     """Calls `visualise` every `vis_iterations` in training and on each validation's first batch."""
@@ -51,5 +53,8 @@ class CallVisualise(Callback):
         # A project's own step need not return the output.
         output = outputs.get("output") if isinstance(outputs, Mapping) else None
         if output is not None and trainer.is_global_zero:
-            with torch.no_grad():
-                pl_module.visualise(batch, output, mode)
+            try:
+                with torch.no_grad():
+                    pl_module.visualise(batch, output, mode)
+            except OSError as ex:
+                warn_of_disk("TensorBoard's file", ex)

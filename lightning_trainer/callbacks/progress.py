@@ -2,17 +2,16 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from lightning_trainer.callbacks.device_events import DeviceEvents
 from lightning_trainer.callbacks.line import Progress
+from lightning_trainer.callbacks.losses import GuardAgainstNonFinite, SumLosses
 from lightning_trainer.callbacks.schedule import validations_left
 from lightning_trainer.callbacks.times import RunTimes
 from lightning_trainer.data import SessionLoader
@@ -36,17 +35,21 @@ class PrintProgress(Callback):
 
     Args:
         times: Gets the sums for the run's summary.
+        losses: The losses since the last line.
+        guard: Looks at each line's loss.
     """
 
-    def __init__(self, times: RunTimes) -> None:
+    def __init__(self, times: RunTimes, losses: SumLosses, guard: GuardAgainstNonFinite) -> None:
         self.times = times
+        self.losses = losses
+        self.guard = guard
         self._elapsed_before_s = 0.0
         self._restored: dict[str, Any] = {}
         self._window = _Window(0.0)
         self._started = False
 
     def state_dict(self) -> dict[str, Any]:
-        """The times, and the losses since the last line."""
+        """The times."""
         if not self._started:
             return self._restored
         if self._events:
@@ -55,11 +58,7 @@ class PrintProgress(Callback):
         times["elapsed_s"] = self._elapsed_s()
         times["data_s"] += self._window.fetch_s  # since the last line
         times["update_s"] += self._window.update_s
-        return {
-            "times": times,
-            "loss_sum": float(self._loss_sum),
-            "n_losses": self._n_losses,
-        }
+        return {"times": times}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there when training starts."""
@@ -75,10 +74,6 @@ class PrintProgress(Callback):
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, SessionLoader) else None
         self._events = DeviceEvents() if trainer.strategy.root_device.type == "cuda" else None
-        self._loss_sum = torch.tensor(
-            self._restored.get("loss_sum", 0.0), device=trainer.strategy.root_device
-        )
-        self._n_losses = self._restored.get("n_losses", 0)
         self._learning_rates: dict[str, float] = {}
         self._restored = {}
         self._first_iteration = self._done = trainer.global_step
@@ -119,7 +114,6 @@ class PrintProgress(Callback):
             self._events.end()
         now = perf_counter()
         self._window.update_s += now - self._batch_started_s
-        self._add_loss(trainer, outputs)
         if hasattr(pl_module, "count_examples"):
             self._window.n_examples += pl_module.count_examples(batch)
         self._batch_ended_s = now
@@ -171,15 +165,6 @@ class PrintProgress(Callback):
     def _elapsed_s(self) -> float:
         return self._elapsed_before_s + perf_counter() - self._started_s
 
-    def _add_loss(self, trainer: pl.Trainer, outputs: Any) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            # Lightning has divided it by the number of batches that are accumulated.
-            automatic = trainer.lightning_module.automatic_optimization
-            scale = trainer.accumulate_grad_batches if automatic else 1
-            self._loss_sum.add_(loss.reshape(()), alpha=scale)
-            self._n_losses += 1
-
     def _start_window(self) -> None:
         if self._events:
             self._events.clear()
@@ -197,7 +182,7 @@ class PrintProgress(Callback):
         return wall_s
 
     def _print_line(self, trainer: pl.Trainer) -> None:
-        loss = (self._loss_sum / max(self._n_losses, 1)).item()  # synchronises with the device
+        loss = self.losses.mean()  # waits for the device
         ended_s = perf_counter()
         window, n = self._window, self._window.n_iterations
         if self._events:
@@ -225,8 +210,8 @@ class PrintProgress(Callback):
         if trainer.is_global_zero:
             print(progress, flush=True)
         self._log(trainer, progress)
-        self._loss_sum.zero_()
-        self._n_losses = 0
+        self.losses.reset()
+        self.guard.check_line(trainer, loss)
         self._start_window()
 
     def _left_s(self, trainer: pl.Trainer) -> float:

@@ -38,11 +38,19 @@ class ApplyChangedSettings(Callback):
         """Reads the settings before a checkpoint changes them."""
         if trainer.optimizers and isinstance(pl_module.optimiser, Optimizer):
             self._fresh = _settings(pl_module)
-        before, now = len(self._restored.get("groups", ())), len(self._fresh.get("groups", ()))
-        if self._restored and before != now:
+        if self._restored and self._fresh:
+            self._check_kind()
+
+    def _check_kind(self) -> None:
+        before, now = (
+            [settings["kind"], *(group["n_tensors"] for group in settings["groups"].values())]
+            for settings in (self._restored, self._fresh)
+        )
+        if before != now:
+            kinds = [f"{kind} over groups of {sizes} tensors" for kind, *sizes in (before, now)]
             raise ValueError(
-                f"the checkpoint has {before} parameter groups, `create_optimiser` makes {now}: "
-                "keep their number, or start a new session"
+                f"the checkpoint's optimiser is {kinds[0]}, `create_optimiser` makes {kinds[1]}: "
+                "keep it as it was, or start a new session"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -58,10 +66,17 @@ class ApplyChangedSettings(Callback):
 
 
 def _settings(pl_module: Any) -> dict[str, Any]:
-    groups = [_without_params(group) for group in pl_module.optimiser.param_groups]
-    scheduler = {} if pl_module.scheduler is None else pl_module.scheduler.state_dict()
-    settings = {"groups": {str(i): g for i, g in enumerate(groups)}, "scheduler": scheduler}
-    return copy.deepcopy(settings)
+    groups = {
+        str(i): {"n_tensors": len(group["params"]), **_without_params(group)}
+        for i, group in enumerate(pl_module.optimiser.param_groups)
+    }
+    return copy.deepcopy(
+        {
+            "kind": type(pl_module.optimiser).__name__,
+            "groups": groups,
+            "scheduler": {} if pl_module.scheduler is None else pl_module.scheduler.state_dict(),
+        }
+    )
 
 
 def _apply(pl_module: Any, optimiser: Optimizer, old_groups: dict[str, Any]) -> None:

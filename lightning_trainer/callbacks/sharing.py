@@ -5,6 +5,7 @@ import os
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from lightning_trainer.callbacks.agreement import Agreement
 from lightning_trainer.session import Session
 from lightning_trainer.terminal import TerminalLog
 
@@ -16,21 +17,27 @@ class ShareSession(Callback):
 
     Args:
         session: Its path is filled in where it is missing.
+        agreement: Starts here, for those that come after it, and ends here.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, agreement: Agreement) -> None:
         self.session = session
+        self.agreement = agreement
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Broadcasts the first process's folder and seed."""
+        self.agreement.start(trainer)
         if trainer.world_size == 1:
             return
         known = self.session.path.name != ""
         self.session.path = trainer.strategy.broadcast(self.session.path)
-        seed = trainer.strategy.broadcast(os.environ.get("PL_GLOBAL_SEED"))
-        if seed is not None and seed != os.environ.get(
-            "PL_GLOBAL_SEED"
-        ):  # each has drawn one of its own
+        own_seed = os.environ.get("PL_GLOBAL_SEED")
+        seed = trainer.strategy.broadcast(own_seed)
+        if seed is not None and seed != own_seed:  # each has drawn one of its own
             pl.seed_everything(int(seed), verbose=False)
         if not known:
             TerminalLog(self.session.log(trainer.global_rank)).start()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Ends the meetings; not reached by a process that fails."""
+        self.agreement.close()

@@ -39,12 +39,12 @@ def test_best_holds_the_weights_of_the_best_score_and_last_those_of_the_end(
     ("flags", "expected"),
     [
         # A tenth of `save_minutes` has not passed before any validation.
-        (("--save_minutes=20",), [10, 20, 23]),
+        (("--save_minutes=20",), [0, 10, 20, 23]),
         # It has at 10 and 20, not at 23.
-        (("--save_minutes=10",), [10, 10, 20, 20, 23]),
+        (("--save_minutes=10",), [0, 10, 10, 20, 20, 23]),
         # A minute has passed at 6 and 16. Before each validation a tenth of it has.
-        (("--save_minutes=1",), [6, 10, 10, 16, 20, 20, 23, 23]),
-        (("--save_minutes=0", "--trainer.max_steps=4"), [1, 2, 3, 4, 4]),
+        (("--save_minutes=1",), [0, 6, 10, 10, 16, 20, 20, 23, 23]),
+        (("--save_minutes=0", "--trainer.max_steps=4"), [0, 1, 2, 3, 4, 4]),
     ],
 )
 def test_they_are_written_after_validations_and_where_much_would_be_lost(
@@ -59,7 +59,7 @@ def test_they_are_written_after_validations_and_where_much_would_be_lost(
 def test_gradients_that_are_being_accumulated_are_in_no_checkpoint(run, config, script):
     flags = ("--trainer.accumulate_grad_batches=2", "--trainer.max_steps=4", "--save_minutes=0")
     code, _, err = run("fit", "--config", config, *PROJECT, *flags)
-    assert (code, script.written) == (0, [1, 2, 3, 4, 4]), err
+    assert (code, script.written) == (0, [0, 1, 2, 3, 4, 4]), err
 
 
 @pytest.mark.parametrize(
@@ -82,15 +82,17 @@ def test_killed_inside_a_validation_it_goes_on_bitwise_and_validates_in_full(
         assert out.count("Val loss") == len([n for n in (5, 10, 15, 20, 23) if n >= k])
 
 
-def test_killed_before_the_first_checkpoint_there_is_nothing_to_go_on_from(
-    run, config, script, sessions
+def test_killed_before_its_first_validation_a_run_starts_again_in_the_same_session(
+    run, config, sessions, monkeypatch
 ):
-    script.die_at = 3
+    assert run("fit", "--config", config)[0] == 0
+    kill_at(monkeypatch, "on_train_batch_end", lambda trainer: trainer.global_step == 3)
     with pytest.raises(Killed):
-        run("fit", "--config", config, *PROJECT)
-    code, _, err = run("fit", "--ckpt_path", sessions()[0])
-    assert code == 2
-    assert "has no checkpoint to use: it stopped before its first one was written" in err
+        run("fit", "--config", config)
+    code, out, err = run("fit", "--ckpt_path", sessions()[1])
+    assert code == 0, err
+    assert "after iteration 0\n" in out
+    assert same(result(sessions()[1]), result(sessions()[0]))
 
 
 def test_killed_between_two_checkpoint_files_it_goes_on_bitwise_with_the_right_best(
@@ -138,24 +140,73 @@ def test_best_stays_as_it_is_when_last_is_written_again(
     assert (torch.load(best)["global_step"], torch.load(last)["global_step"]) == (10, 15)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
-    run, config, script, sessions, monkeypatch
-):
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A disk that is full at the given iterations."""
     save = torch.save
+    full_at: set[int] = set()
 
-    def full(checkpoint: dict, file) -> None:
-        if checkpoint["global_step"] == 10:
+    def save_or_fail(checkpoint: dict, file, **kwargs) -> None:
+        if checkpoint["global_step"] in full_at:
             file.write(b"half of it")
             raise OSError(28, "No space left on device")
-        save(checkpoint, file)
+        save(checkpoint, file, **kwargs)
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(torch, "save", save_or_fail)
+    return full_at
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_is_tried_again(
+    run, config, script, sessions, full_disk
+):
+    script.scores = {5: 0.25, 10: 0.75, 15: 0.5, 20: 0.125, 23: 0.125}
+    full_disk.add(10)
+    code, out, err = run("fit", "--config", config, *PROJECT)
+    assert code == 0, err
+    folder = sessions()[0] / "checkpoints"
+    mib = r"\d+\.\d MiB"
+    told = re.findall(
+        rf"^error: {folder}/(\w+).ckpt can't be written: No space left on device, {mib} free, "
+        rf"about {mib} needed. Training goes on and tries again later; last.ckpt is still that of "
+        r"iteration 5$",
+        err,
+        flags=re.MULTILINE,
+    )
+    assert told == ["best", "last"]
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    # The weights of iteration 10 are gone, so the next best is the best of what is kept.
+    best, last = torch.load(folder / "best.ckpt"), torch.load(folder / "last.ckpt")
+    assert (best["global_step"], last["global_step"]) == (15, 23)
+    assert last["callbacks"]["ReportEvaluation"]["best_score"] == 0.5
+    assert "New best score: 0.250 -> 0.500" in out
+
+
+def test_a_run_whose_end_cannot_be_written_fails_and_says_what_is_kept(
+    run, config, script, sessions, full_disk
+):
+    full_disk.add(23)
     code, _, err = run("fit", "--config", config, *PROJECT)
     assert code == 1
-    assert "No space left on device" in err
-    folder = sessions()[0] / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert torch.load(folder / "last.ckpt")["global_step"] == 5
+    assert "Traceback" not in err
+    last = sessions()[0] / "checkpoints/last.ckpt"
+    assert err.splitlines()[-1].startswith(f"error: {last} can't be written: No space left on")
+    assert err.endswith(
+        "Make room or give another `output_path`; what is saved is that of iteration 20\n"
+    )
+    full_disk.clear()
+    assert run("fit", "--ckpt_path", sessions()[0])[0] == 0
+    assert torch.load(last)["global_step"] == 23
+
+
+def test_a_disk_that_is_full_at_the_start_ends_the_run_before_it_trains(
+    run, config, script, full_disk
+):
+    full_disk.add(0)
+    code, out, err = run("fit", "--config", config, *PROJECT)
+    assert code == 1
+    assert "can't be written: No space left on device" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert "Iteration" not in out
 
 
 def test_without_checkpoints_a_run_trains_and_validates_all_the_same(run, config, script, sessions):

@@ -251,6 +251,21 @@ def test_another_number_of_groups_is_refused_with_the_reason(run, config, sessio
     code, _, err = run("fit", "--ckpt_path", sessions()[0], *flags)
     assert code == 1
     assert err.splitlines()[-1] == (
-        "error: the checkpoint has 1 parameter groups, `create_optimiser` makes 2: "
-        "keep their number, or start a new session"
+        "error: the checkpoint's optimiser is AdamW over groups of [6] tensors, `create_optimiser` "
+        "makes AdamW over groups of [3, 3] tensors: keep it as it was, or start a new session"
+    )
+
+
+def test_another_optimiser_is_refused_with_both_named(run, config, sessions, monkeypatch):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+
+    def create_optimiser(self) -> None:
+        self.optimiser = torch.optim.SGD(self.model.parameters(), 0.1)
+
+    monkeypatch.setattr(TinyModule, "create_optimiser", create_optimiser)
+    code, _, err = run("fit", "--ckpt_path", sessions()[0], "--trainer.max_steps=10")
+    assert code == 1
+    assert err.splitlines()[-1] == (
+        "error: the checkpoint's optimiser is Adam over groups of [6] tensors, `create_optimiser` "
+        "makes SGD over groups of [6] tensors: keep it as it was, or start a new session"
     )

@@ -1,7 +1,9 @@
 """Ctrl-C and its kin end a run after the iteration, with all of it saved."""
 
+import inspect
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 
@@ -11,7 +13,7 @@ import torch
 from conftest import TinyModule
 from test_exact_restart import result, same
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +85,7 @@ def test_each_signal_ends_the_run_after_the_iteration_and_it_goes_on_bitwise(
     assert run("fit", "--config", config)[0] == 0
     expected = result(sessions()[0])
     # At 10 a validation is due: it runs when the run goes on.
-    for number, k in zip(SIGNALS, (1, 7, 10), strict=True):
+    for number, k in zip(SIGNALS, (1, 7, 10, 16), strict=True):
         send(in_iteration(k), number)
         code, out, err = run("fit", "--config", config)
         session = sessions()[-1]
@@ -182,3 +184,106 @@ def test_an_error_in_the_model_gives_the_signals_back(run, config, monkeypatch):
     monkeypatch.setattr(TinyModule, "forward_model", fail)
     code, _, err = run("fit", "--config", config, "--trainer.num_sanity_val_steps=0")
     assert (code, err.splitlines()[-1]) == (1, "ArithmeticError: in the model")
+
+
+def test_in_the_check_before_training_it_ends_at_once(run, config, monkeypatch):
+    step = TinyModule.validation_step
+
+    def validation_step(self, batch, batch_idx):
+        if self.trainer.sanity_checking:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TinyModule, "validation_step", validation_step)
+    code, out, err = run("fit", "--config", config)
+    assert code == 143, err
+    assert "Iteration" not in out
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_ctrl_c_in_an_evaluation_exits_with_130(run, config, sessions, monkeypatch, command):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+
+    def interrupted(*args: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TinyModule, "forward_model", interrupted)
+    code, out, err = run(command, "--ckpt_path", sessions()[0])
+    assert code == 130
+    assert "Traceback" not in out + err
+
+
+def test_lightning_still_asks_about_sigterm_where_it_is_told_not_to():
+    # Private to Lightning: StopOnSignal replaces it by nothing.
+    loop = pl.Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop
+    source = inspect.getsource(type(loop).advance)
+    assert callable(loop._broadcast_sigterm_tensor)
+    assert source.count("self._broadcast_sigterm_tensor()") == 1
+
+
+# Under SLURM ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slurm(monkeypatch, tmp_path):
+    """What `sbatch` sets for a job of one process, and a `scontrol` that notes what it is asked."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}")
+    variables = {"JOB_ID": "4711", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in {**variables, "JOB_NAME": "train", "NODELIST": "127.0.0.1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    return tmp_path / "asked"
+
+
+def test_a_job_that_is_told_of_its_end_is_queued_again_and_goes_on_bitwise(
+    run, config, sessions, send, slurm, monkeypatch
+):
+    assert run("fit", "--config", config)[0] == 0
+    expected = result(sessions()[0])
+    shutil.rmtree(sessions()[0])
+    send(in_iteration(7), signal.SIGUSR1)
+    code, out, err = run("fit", "--config", config)
+    assert code == 128 + signal.SIGUSR1, err
+    assert slurm.read_text() == "requeue 4711\n"
+    assert "Job 4711 is queued again and will go on with this session\n" in out
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code, out, err = run("fit", "--config", config)
+    assert code == 0, err
+    [session] = sessions()
+    assert f"Going on with {session} after iteration 7\n" in out
+    assert same(result(session), expected)
+    # A script of several runs meets those again that had ended.
+    code, out, err = run("fit", "--config", config)
+    assert (code, err) == (0, "")
+    assert "nothing left to do" in out
+    assert len(sessions()) == 1
+
+
+def test_a_job_that_is_queued_again_before_it_had_a_session_starts_one(
+    run, config, sessions, slurm, monkeypatch
+):
+    assert run("fit", "--config", config, "--tag=another")[0] == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run("fit", "--config", config)[0] == 0
+    assert [path.name.split("_")[-1] for path in sessions()] == ["another", "tiny"]
+
+
+def test_an_array_job_asks_for_its_own_task(run, config, send, slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4700")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "11")
+    send(in_iteration(7), signal.SIGUSR1)
+    assert run("fit", "--config", config)[0] == 138
+    assert slurm.read_text() == "requeue 4700_11\n"
+
+
+def test_other_signals_and_no_slurm_ask_for_nothing(run, config, send, slurm, monkeypatch):
+    send(in_iteration(7), signal.SIGTERM)
+    assert run("fit", "--config", config)[0] == 143
+    monkeypatch.delenv("SLURM_JOB_ID")
+    monkeypatch.delenv("SLURM_NTASKS")
+    send(in_iteration(7), signal.SIGUSR1)
+    assert run("fit", "--config", config)[0] == 138
+    assert not slurm.exists()

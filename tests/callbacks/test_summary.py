@@ -85,6 +85,7 @@ Best score:    none yet
 Total time:    00h00m01s (data 23%, update 46%, validation 0%, checkpoints 0%, other 31%)
 Examples/s:    8.0
 Folder:        {sessions()[0]}
+To go on:      python cli.py fit --ckpt_path {sessions()[0]}
 To look:       tensorboard --logdir {sessions()[0].parent}
 """
     )

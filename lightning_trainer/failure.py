@@ -1,0 +1,86 @@
+"""What is shown when a run fails: one line, or a traceback, of the process that failed first."""
+
+import contextlib
+import errno
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from lightning_trainer.parser import root_cause
+
+FILE_NAME = "failure.txt"
+
+# Faults of the machine, for which no line of code is to blame.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+_LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
+_PATIENCE_S = 3.0
+
+
+def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer | None) -> None:
+    """Prints what went wrong.
+
+    Of several processes the first one prints last what the one that failed first had to say, which
+    leaves it in failure.txt: the others only lose contact with it.
+
+    Args:
+        ex: What was raised.
+        folder: The session's, if there is one yet.
+        trainer: If there is one yet.
+    """
+    cause = root_cause(ex)
+    text = f"error: {cause}\n"
+    if not _is_explained(cause):
+        text = "".join(traceback.format_exception(cause))
+    if trainer is not None and trainer.world_size > 1 and folder is not None:
+        text = _of_first_failure(cause, text, folder / FILE_NAME, trainer)
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:
+    """What this process has to print."""
+    lost_contact = isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT)
+    if lost_contact:
+        waited_until = time.monotonic() + _PATIENCE_S
+        while not file.exists() and time.monotonic() < waited_until:
+            time.sleep(0.1)
+        text += (
+            "error: contact with another process was lost, which ended without a word: it may "
+            "have been killed because memory ran out\n"
+        )
+    rank, n = trainer.global_rank, trainer.world_size
+    text = f"Process {rank} of {n} on {socket.gethostname()} failed:\n{text}"
+    try:
+        with file.open("x") as new:
+            new.write(text)
+    except FileExistsError:
+        with contextlib.suppress(OSError):
+            return file.read_text() if trainer.is_global_zero else ""
+    except OSError:  # a full disk
+        pass
+    return text
+
+
+def _is_explained(ex: BaseException) -> bool:
+    """Whether the message says it all: everything else is a fault in code, with its traceback.
+
+    That is what the machine is to blame for, what the layer raised on purpose, and what Lightning
+    or the project did before the first batch.
+    """
+    if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
+        return True
+    frames = traceback.extract_tb(ex.__traceback__)
+    if not frames or not (frames[-1].line or "").lstrip().startswith("raise "):
+        return False
+    files = [Path(frame.filename) for frame in frames]
+    own, lightning = Path(__file__).parent, Path(pl.__file__).parent.parent
+    if files[-1].is_relative_to(own):
+        return True
+    running = any(file.is_relative_to(lightning / "pytorch" / "loops") for file in files)
+    others = "site-packages" in files[-1].parts and not files[-1].is_relative_to(lightning)
+    return not (running or others)

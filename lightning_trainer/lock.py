@@ -1,0 +1,60 @@
+"""One process at a time writes into a session folder."""
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from datetime import datetime
+from pathlib import Path
+
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class SessionLock:
+    """A lock on a session folder that ends with its process, however that ends.
+
+    A POSIX lock: one of `flock` is inherited by the data loader's workers, which outlive a killed
+    main process by seconds. Its trap: closing any descriptor of the file gives it back. The file
+    stays, because a lock on a file that another process may remove protects nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+        self._file = -1
+
+    def acquire(self, command: str) -> str | None:
+        """Takes the lock, unless another process has it. Without locks in the file system says so.
+
+        Args:
+            command: What the process does (fit, test, ...), for the others to read.
+
+        Returns:
+            Who has it, e.g. "process 7 on node1 (fit, since 2024-02-29T12:00:07+01:00)", or None.
+        """
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            with os.fdopen(file) as text:
+                return text.read() or "another process"
+        except OSError as ex:
+            if ex.errno not in _WITHOUT_LOCKS:
+                raise
+            print(
+                f"{self.path} can't be locked ({ex.strerror}): see to it that no second run goes "
+                "on with this session meanwhile",
+                file=sys.stderr,
+            )
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        holder = f"process {os.getpid()} on {socket.gethostname()} ({command}, since {since})"
+        os.ftruncate(file, 0)
+        os.write(file, holder.encode())
+        self._file = file
+        return None
+
+    def release(self) -> None:
+        """Gives it back; a second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

@@ -1,0 +1,45 @@
+"""One of two processes that train together, are killed together and go on, again and again.
+
+Starting Python for each kill would take most of the time. Prints a line for each kill.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from test_exact_restart import Killed, kill_at, result, same
+
+from lightning_trainer.cli import main
+
+
+def run(*args: object) -> int:
+    os.environ.pop("LIGHTNING_TRAINER_SESSION", None)
+    try:
+        main([str(arg) for arg in args])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def newest(folder: Path) -> Path:
+    return max(folder.glob("session_*"), key=os.path.getmtime)
+
+
+def check(config: str, folder: Path, hook: str, kills: range, flags: list[str]) -> None:
+    assert run("fit", "--config", config, *flags) == 0
+    expected = result(newest(folder))
+    for k in kills:
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at(patch, hook, lambda trainer, k=k: trainer.global_step == k)
+            with pytest.raises(Killed):
+                run("fit", "--config", config, *flags)
+        session = newest(folder)
+        assert run("fit", "--ckpt_path", session) == 0
+        equal = same(result(session), expected)
+        print(f"killed at {k}: {'equal' if equal else 'different'}", flush=True)
+
+
+if __name__ == "__main__":
+    config, folder, hook, start, stop, step, *flags = sys.argv[1:]
+    check(config, Path(folder), hook, range(int(start), int(stop), int(step)), flags)

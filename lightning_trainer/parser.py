@@ -138,7 +138,7 @@ def check_nulls(group: str, settings: Any) -> None:
     parser.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
     for argument in nulls:
         try:
-            null = Namespace(**{argument: None})
+            null = Namespace(**{argument: None})  # type: ignore[no-untyped-call]
             parser.validate(null, skip_unset=False, skip_required=True)
         except TypeError as ex:
             reason = " ".join(str(ex).split()).partition(": ")[2]

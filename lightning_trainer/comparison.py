@@ -124,8 +124,7 @@ def read_checkpoint(path: Path) -> dict[str, str]:
     file = path / "meta.pt" if path.is_dir() else path
     if not file.exists():
         return {}
-    # The project's own, written a moment ago: it may hold classes of the project.
-    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     values = leaves(checkpoint)
     return {name: digest(value) for name, value in values if name.startswith(_OF_CHECKPOINT)}
 

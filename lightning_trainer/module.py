@@ -68,6 +68,7 @@ class BaseModule(pl.LightningModule):
         self.score_name = score_name
         self.score_mode = score_mode
         self.restored_iteration = 0
+        self.train_results: dict[str, float] = {}
         # A MeanMetric forgets its weights with "disable", without which it synchronises the device.
         self.val_loss = SumMetric(nan_strategy="disable")
         self.val_examples = SumMetric(nan_strategy="disable")
@@ -242,12 +243,14 @@ class BaseModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Turns the metrics into `val/...` and, over the training since then, `train/...`."""
-        results = self._evaluation_results("val") | compute_metrics(self.train_metrics, "train")
+        results = self._evaluation_results("val")
+        train_results = compute_metrics(self.train_metrics, "train")
         fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
         if fitting and isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(results[self.score_key])
         # Not to the loggers: Lightning's step there is one less than the number of iterations done.
-        self.log_dict(results, logger=False)
+        self.log_dict(results | train_results, logger=False)
+        self.train_results = {name: value.item() for name, value in train_results.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes which iteration the weights are of.

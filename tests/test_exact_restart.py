@@ -130,3 +130,26 @@ def test_stopped_within_a_validation_it_runs_it_again_and_goes_on_bitwise(
     assert code == 0, err
     assert seen == [0, 1, 0, 1, 2]
     assert same(result(sessions()[1]), result(sessions()[0]))
+
+
+class LoggingModule(TinyModule):
+    """A project that logs a number of each batch by itself."""
+
+    def training_step(self, batch, batch_idx):
+        step = super().training_step(batch, batch_idx)
+        self.log("train/extra", step["loss"].detach())
+        return step
+
+
+def test_what_a_project_logs_itself_is_the_same_after_a_kill_within_a_validation(
+    run, config, sessions, monkeypatch
+):
+    flags = ("--model=test_exact_restart.LoggingModule", "--save_minutes=0")
+    assert run("fit", "--config", config, *flags)[0] == 0
+    kill_at(monkeypatch, "on_validation_start", lambda trainer: trainer.global_step == 10)
+    with pytest.raises(Killed):
+        run("fit", "--config", config, *flags)
+    assert run("fit", "--ckpt_path", sessions()[1])[0] == 0
+    expected, got = (result(session) for session in sessions())
+    assert same(got, expected)
+    assert "train/extra" in expected["numbers"][0]

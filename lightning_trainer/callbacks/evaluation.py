@@ -53,7 +53,7 @@ class ReportEvaluation(Callback):
         """Prints loss, scores and other metrics; in training also logs and compares them."""
         if trainer.sanity_checking:
             return
-        results = _results(trainer, ("train/", "val/"))
+        results = pl_module.train_results | _results(trainer, "val/")
         score_key = pl_module.score_key
         if trainer.is_global_zero:
             print(f"Val loss: {results['val/loss']:.4f}")
@@ -71,7 +71,7 @@ class ReportEvaluation(Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Prints loss, score and other metrics, and logs them at the weights' iteration."""
-        results = _results(trainer, ("test/",))
+        results = _results(trainer, "test/")
         if trainer.is_global_zero:
             print(f"Test loss: {results['test/loss']:.4f}")
             _print_metrics(results, pl_module.score_key.replace("val/", "test/", 1))
@@ -90,10 +90,10 @@ class ReportEvaluation(Callback):
                 print(f"New best score: {best:.3f} -> {score:.3f}")
 
 
-def _results(trainer: pl.Trainer, prefixes: tuple[str, ...]) -> dict[str, float]:
+def _results(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     # Reading them waits for the device, once an evaluation.
     metrics = trainer.callback_metrics
-    return {name: value.item() for name, value in metrics.items() if name.startswith(prefixes)}
+    return {name: value.item() for name, value in metrics.items() if name.startswith(prefix)}
 
 
 def _log(trainer: pl.Trainer, results: dict[str, float], step: int) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().__init__()
         self._errors: list[OSError] | None = None
         self._proven = False
+        self._n_bytes = 0  # of the newest one
 
     def save_checkpoint(
         self,
@@ -43,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             self._save(checkpoint, os.fspath(path))
         except OSError as ex:
-            ex = _with_needs(ex, os.fspath(path))
+            ex = _with_needs(ex, os.fspath(path), self._n_bytes)
             if self._errors is None:
                 raise ex from None
             self._errors.append(ex)
@@ -80,6 +83,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not self._proven:
                 _check_that_it_loads(checkpoint, temporary)
                 self._proven = True
+            self._n_bytes = os.path.getsize(temporary)
             replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -100,13 +104,12 @@ def _write(checkpoint: dict[str, Any], path: str) -> None:
         raise
 
 
-def _with_needs(ex: OSError, target: str) -> OSError:
+def _with_needs(ex: OSError, target: str, n_bytes: int) -> OSError:
     """The error with what is free and what the file needs, as far as that is known."""
     reason = ex.strerror or str(ex)
     if ex.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += f", {shutil.disk_usage(os.path.dirname(target) or '.').free / 2**20:.1f} MiB free"
-        if os.path.exists(target):
-            reason += f", about {os.path.getsize(target) / 2**20:.1f} MiB needed"
+        reason += f", about {n_bytes / 2**20:.1f} MiB needed" if n_bytes else ""
     return type(ex)(ex.errno, reason, target)
 
 
@@ -141,11 +144,78 @@ def _unsafe(value: Any, where: str = "") -> Iterator[str]:
         yield f"`{where}`, a {type(value).__name__},"
 
 
-def replace(source: str, target: str) -> None:
+# Names ------------------------------------------------------------------------------------------
+
+
+def unused_name(target: Path) -> Path:
+    """Where to write what shall become `target`: beside it, e.g. `last.ckpt.3`.
+
+    A sharded checkpoint is a folder, which can't take the place of another in one step: its name
+    remains, and `target` becomes a link to it.
+    """
+    return next(p for n in itertools.count() if not (p := Path(f"{target}.{n}")).exists())
+
+
+def publish(written: Path, target: Path) -> None:
+    """Makes a whole checkpoint known as `target`, in one step; what was there before goes.
+
+    Raises:
+        OSError: If it can't; what was there is still whole.
+    """
+    if not written.is_dir():
+        replace(written, target)
+        return
+    for file in written.iterdir():
+        _flush(file)
+    _link(written.name, target)
+    remove_unused(target.parent)
+
+
+def give_second_name(source: Path, target: Path) -> None:
+    """Makes the checkpoint `source` known as `target` too, without a copy where that can be.
+
+    It is never written to again, only replaced.
+    """
+    if source.is_symlink():
+        _link(os.readlink(source), target)
+        remove_unused(target.parent)
+        return
+    second = f"{target}.tmp"
+    Path(second).unlink(missing_ok=True)
+    try:
+        os.link(source, second)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, second)
+    replace(second, target)
+
+
+def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Renames `source` to `target` and flushes the folder, so that a crash keeps the name."""
     os.replace(source, target)
-    folder = os.open(os.path.dirname(target) or ".", os.O_RDONLY)
+    _flush(os.path.dirname(target) or ".")
+
+
+def _link(name: str, target: Path) -> None:
+    link = Path(f"{target}.link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    replace(link, target)
+
+
+def remove_unused(folder: Path) -> None:
+    """Removes what a kill within a write has left, and folders that no link leads to any more."""
+    used = {path.resolve() for path in folder.iterdir() if path.is_symlink()}
+    for path in folder.glob("*.ckpt.*"):
+        if path.is_dir() and not path.is_symlink():
+            if path.resolve() not in used:
+                shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _flush(path: str | os.PathLike[str]) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -90,7 +90,7 @@ def read_header(path: Path) -> dict[str, Any]:
     file = path / "meta.pt" if path.is_dir() else path
     try:
         header = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if "global_step" in header and "state_dict" in header:
+        if "global_step" in header and ("state_dict" in header or path.is_dir()):
             return dict(header)
         reason = "it has no training state, only " + ", ".join(list(header)[:5])
     except Exception as ex:  # torch raises many kinds for a damaged or foreign file

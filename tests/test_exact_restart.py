@@ -3,11 +3,13 @@
 import csv
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TinyModule, run_process, start_process
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_trainer.callbacks import SaveCheckpoints
 
@@ -26,9 +28,21 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
+def load(path: Path) -> dict:
+    """A checkpoint, a sharded one put together."""
+    if not path.is_dir():
+        return torch.load(path)
+    with tempfile.TemporaryDirectory() as folder:
+        dcp_to_torch_save(path, Path(folder, "whole.pt"))
+        sharded = torch.load(Path(folder, "whole.pt"))
+    optimiser = {name: value for name, value in sharded.items() if name != "state_dict"}
+    meta = torch.load(path / "meta.pt")
+    return {**meta, "state_dict": sharded["state_dict"], "optimizer_states": optimiser}
+
+
 def result(session: Path) -> dict:
     """What must be the same: weights, optimiser, scheduler, best score, and every logged number."""
-    last, best = (torch.load(session / f"checkpoints/{n}.ckpt") for n in ("last", "best"))
+    last, best = (load(session / f"checkpoints/{n}.ckpt") for n in ("last", "best"))
     with (session / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     timeless = [

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_process, start_process
+from conftest import ROOT, TinyModule, run_process, start_process
 from test_exact_restart import result, same
+from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 # 28 samples: in batch norm, the smallest batch of either process has more than one.
 FLAGS = ("--trainer.devices=2", "--data.n_samples=28")
@@ -43,13 +45,43 @@ def start_pair(*args: object) -> list[subprocess.Popen[str]]:
     ]
 
 
+class ShardedModule(TinyModule):
+    """Its weights and those of its optimiser are shared out; no batch norm, which FSDP2 forbids."""
+
+    def create_model(self) -> None:
+        self.model = nn.Sequential(
+            nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)
+        )
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            super().configure_model()
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+SHARDED = """
+class_path: lightning.pytorch.strategies.ModelParallelStrategy
+init_args: {data_parallel_size: 2, tensor_parallel_size: 1}
+"""
+
+
 @pytest.mark.parametrize(
     ("hook", "kills", "flags"),
     [
         ("on_train_batch_end", (1, 23, 1), ["--save_minutes=0", "--model.schedule=cosine"]),
         ("on_validation_batch_end", (5, 23, 5), ["--model.schedule=plateau"]),
+        (
+            "on_train_batch_end",
+            (3, 23, 9),
+            [
+                "--save_minutes=0",
+                "--model=test_processes.ShardedModule",
+                "--trainer.strategy",
+                SHARDED,
+            ],
+        ),
     ],
-    ids=["after each iteration", "within validations"],
+    ids=["after each iteration", "within validations", "sharded"],
 )
 def test_two_processes_killed_anywhere_go_on_bitwise(tmp_path, config, hook, kills, flags):
     pair = start_pair(config, tmp_path / "experiments", hook, *kills, *FLAGS, *flags)

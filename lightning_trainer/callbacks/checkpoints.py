@@ -1,8 +1,6 @@
 """Which checkpoints are written, and when."""
 
 import contextlib
-import os
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +15,13 @@ from lightning_trainer.callbacks.evaluation import RULE, ReportEvaluation
 from lightning_trainer.callbacks.losses import GuardAgainstNonFinite
 from lightning_trainer.callbacks.schedule import ValidationSchedule
 from lightning_trainer.callbacks.times import RunTimes
-from lightning_trainer.checkpoint_io import AtomicCheckpointIO, replace
+from lightning_trainer.checkpoint_io import (
+    AtomicCheckpointIO,
+    give_second_name,
+    publish,
+    remove_unused,
+    unused_name,
+)
 from lightning_trainer.secrets import scrub
 from lightning_trainer.session import CONFIG_KEY, Session
 
@@ -78,6 +82,9 @@ class SaveCheckpoints(Checkpoint):
         self.guard.note_saved(self._done)
         if not trainer.strategy.broadcast(self.session.best_checkpoint.exists()):
             self.report.forget()  # the best was of another session
+        folder = self.session.last_checkpoint.parent
+        if trainer.is_global_zero and folder.exists():
+            remove_unused(folder)
         if not trainer.strategy.broadcast(self.session.last_checkpoint.exists()):
             # Whatever keeps it from being written or read is better known now than in an hour.
             self._write(trainer, self.session.last_checkpoint)
@@ -112,15 +119,16 @@ class SaveCheckpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         # First the best, because last.ckpt says that it has been found.
-        if self.report.improved and self._write(trainer, self.session.best_checkpoint):
+        best, last = self.session.best_checkpoint, self.session.last_checkpoint
+        if self.report.improved and self._write(trainer, best):
             if trainer.is_global_zero:
-                self._take_best_as_last()
-                print(f"Model saved to: {self.session.best_checkpoint}")
+                give_second_name(best, last)
+                print(f"Model saved to: {best}")
             self._note_saved(trainer)
         else:
             if self.report.improved:
                 self.report.take_back()
-            self._write(trainer, self.session.last_checkpoint)
+            self._write(trainer, last)
         if trainer.is_global_zero:
             print(f"\n{RULE}", flush=True)
 
@@ -159,8 +167,14 @@ class SaveCheckpoints(Checkpoint):
         io = trainer.strategy.checkpoint_io
         errors: list[OSError] = []
         own = isinstance(io, AtomicCheckpointIO)
+        part = trainer.strategy.broadcast(unused_name(path))
         with io.errors_collected(errors) if own else contextlib.nullcontext():  # type: ignore[attr-defined]
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero and not errors:
+                try:
+                    publish(part, path)
+                except OSError as ex:
+                    errors.append(ex)
         self._saved_s = perf_counter()
         self.times.add_checkpoint(self._saved_s - started_s)
         if self.agreement.any(bool(errors)):
@@ -190,13 +204,3 @@ class SaveCheckpoints(Checkpoint):
                 f"{self._failure}. Make room or give another `output_path`; what is saved is that "
                 f"of iteration {self._in_last}"
             )
-
-    def _take_best_as_last(self) -> None:
-        last, best = self.session.last_checkpoint, self.session.best_checkpoint
-        temporary = f"{last}.tmp"
-        try:
-            # One file with two names: it is never written to again, only replaced.
-            os.link(best, temporary)
-        except OSError:
-            shutil.copyfile(best, temporary)
-        replace(temporary, str(last))

@@ -168,7 +168,10 @@ def _message(what: str, iteration: int, checkpoint: Any, good: int) -> str:
 
 
 def _weights_are_finite(module: torch.nn.Module) -> bool:
-    finite = [p.detach().isfinite().all() for p in module.parameters() if p.requires_grad]
+    weights = (p.detach() for p in module.parameters() if p.requires_grad)
+    # Of a sharded weight this process's part.
+    parts = [w.to_local() if hasattr(w, "to_local") else w for w in weights]
+    finite = [part.isfinite().all() for part in parts]
     return not finite or bool(torch.stack(finite).all())  # waits for the device
 
 

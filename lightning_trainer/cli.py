@@ -9,14 +9,17 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import yaml
+from jsonargparse.typing import PositiveFloat
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_trainer.callbacks import all_callbacks
 from lightning_trainer.checkpoint_io import AtomicCheckpointIO
@@ -29,7 +32,7 @@ from lightning_trainer.environment import (
     uncommitted_changes,
 )
 from lightning_trainer.failure import FILE_NAME, report_failure
-from lightning_trainer.launch import is_first_process, n_processes, random_seed
+from lightning_trainer.launch import is_first_process, layout, n_processes, random_seed
 from lightning_trainer.lock import SessionLock
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.module import BaseModule
@@ -124,6 +127,12 @@ class SessionCLI(LightningCLI):
             type=Literal["stop", "skip"],
             default="stop",
             help="When the loss is no number: end the run, or go back to last.ckpt and go on.",
+        )
+        parser.add_argument(
+            "--timeout_minutes",
+            type=PositiveFloat,
+            default=30.0,
+            help="How long processes wait for one that does not start or answer.",
         )
         super().add_default_arguments_to_parser(parser)
 
@@ -222,6 +231,11 @@ class SessionCLI(LightningCLI):
             own_loggers = [
                 log(self.session, purge_step) for log in (SessionTensorBoard, MetricsFile)
             ]
+        if trainer.devices == "auto" and trainer.num_nodes == 1:
+            kwargs |= layout()
+        if trainer.strategy == "auto" and n_processes(self.settings["trainer"]) > 1:
+            timeout = timedelta(minutes=config.timeout_minutes)
+            kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
         callbacks = all_callbacks(
             self.session,
             self.settings,

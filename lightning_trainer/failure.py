@@ -19,6 +19,14 @@ FILE_NAME = "failure.txt"
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
 _PATIENCE_S = 3.0
+_ENDED = (
+    "error: contact with another process was lost, which ended without a word: it may have been "
+    "killed because memory ran out\n"
+)
+_TIMED_OUT = (
+    "error: another process did not start, or does not answer, within `--timeout_minutes`: see its "
+    "log_rank1.txt (...) and whether all have the same MASTER_ADDR and MASTER_PORT\n"
+)
 
 
 def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer | None) -> None:
@@ -36,7 +44,8 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
     text = f"error: {cause}\n"
     if not _is_explained(cause):
         text = "".join(traceback.format_exception(cause))
-    if trainer is not None and trainer.world_size > 1 and folder is not None:
+    # A process that has not been told the folder yet has an empty one.
+    if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
         text = _of_first_failure(cause, text, folder / FILE_NAME, trainer)
     sys.stderr.write(text)
     sys.stderr.flush()
@@ -44,15 +53,13 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
 
 def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:
     """What this process has to print."""
-    lost_contact = isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT)
-    if lost_contact:
+    if "timed out" in str(cause).lower():
+        text += _TIMED_OUT
+    elif isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT):
         waited_until = time.monotonic() + _PATIENCE_S
         while not file.exists() and time.monotonic() < waited_until:
             time.sleep(0.1)
-        text += (
-            "error: contact with another process was lost, which ended without a word: it may "
-            "have been killed because memory ran out\n"
-        )
+        text += _ENDED
     rank, n = trainer.global_rank, trainer.world_size
     text = f"Process {rank} of {n} on {socket.gethostname()} failed:\n{text}"
     try:

@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 
 def is_first_process() -> bool:
@@ -23,6 +24,19 @@ def random_seed() -> int:
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and "PL_GLOBAL_SEED" in os.environ:
         return int(os.environ["PL_GLOBAL_SEED"])
     return random.SystemRandom().randrange(2**32)
+
+
+def layout() -> dict[str, int]:
+    """Devices on each node, and nodes, where torchrun or srun has started the processes."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
+    elif SLURMEnvironment.detect() and "SLURM_NTASKS" in env:
+        world = int(env["SLURM_NTASKS"])
+        local = world // int(env.get("SLURM_NNODES", 1))
+    else:
+        return {}
+    return {"devices": local, "num_nodes": world // local}
 
 
 def n_processes(trainer: dict[str, Any]) -> int:

@@ -69,6 +69,7 @@ class BaseModule(pl.LightningModule):
         self.score_mode = score_mode
         self.restored_iteration = 0
         self.train_results: dict[str, float] = {}
+        self.n_evaluated = 0
         # A MeanMetric forgets its weights with "disable", without which it synchronises the device.
         self.val_loss = SumMetric(nan_strategy="disable")
         self.val_examples = SumMetric(nan_strategy="disable")
@@ -342,7 +343,9 @@ class BaseModule(pl.LightningModule):
     def _evaluation_results(self, mode: str) -> dict[str, Tensor]:
         """The loss and the metrics of the evaluation that ends, as scalars; resets them."""
         results = compute_metrics(self.val_metrics, mode)
-        results[f"{mode}/loss"] = self.val_loss.compute() / self.val_examples.compute()
+        n_examples = self.val_examples.compute()
+        results[f"{mode}/loss"] = self.val_loss.compute() / n_examples
+        self.n_evaluated = int(n_examples)
         self.val_loss.reset()
         self.val_examples.reset()
         self._check_score(results, mode)

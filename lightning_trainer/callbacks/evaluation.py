@@ -56,7 +56,7 @@ class ReportEvaluation(Callback):
         results = pl_module.train_results | _results(trainer, "val/")
         score_key = pl_module.score_key
         if trainer.is_global_zero:
-            print(f"Val loss: {results['val/loss']:.4f}")
+            print(f"Val loss: {results['val/loss']:.4f}{_shared_by(trainer)}")
             print_title("Metrics")
             _print_metrics(results, score_key)
         if trainer.state.fn != "fit":
@@ -73,7 +73,7 @@ class ReportEvaluation(Callback):
         """Prints loss, score and other metrics, and logs them at the weights' iteration."""
         results = _results(trainer, "test/")
         if trainer.is_global_zero:
-            print(f"Test loss: {results['test/loss']:.4f}")
+            print(f"Test loss: {results['test/loss']:.4f}{_shared_by(trainer)}")
             _print_metrics(results, pl_module.score_key.replace("val/", "test/", 1))
             print(RULE, flush=True)
         _log(trainer, results, pl_module.restored_iteration)
@@ -94,6 +94,13 @@ def _results(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     # Reading them waits for the device, once an evaluation.
     metrics = trainer.callback_metrics
     return {name: value.item() for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _shared_by(trainer: pl.Trainer) -> str:
+    """How many samples the processes have shared out, where there are several."""
+    if trainer.world_size == 1:
+        return ""
+    return f" ({trainer.lightning_module.n_evaluated:,} samples on {trainer.world_size} processes)"
 
 
 def _log(trainer: pl.Trainer, results: dict[str, float], step: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from lightning_trainer.callbacks.device_events import DeviceEvents
 from lightning_trainer.callbacks.line import Progress
@@ -209,6 +210,8 @@ class PrintProgress(Callback):
         )
         if trainer.is_global_zero:
             print(progress, flush=True)
+            if slow := _slow_process(figures[:, 2] / n, wall_s / n):
+                print(slow, flush=True)
         self._log(trainer, progress)
         self.losses.reset()
         self.guard.check_line(trainer, loss)
@@ -236,6 +239,23 @@ class PrintProgress(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=progress.iteration)
             logger.save()
+
+
+def _slow_process(fetch_s: Tensor, iteration_s: float) -> str:
+    """Which process holds the others up by waiting for its data, if one does.
+
+    Args:
+        fetch_s: Mean time for which each process waits for a batch, in seconds.
+        iteration_s: Mean time of an iteration, in seconds.
+    """
+    slowest = int(fetch_s.argmax())
+    others = [seconds for rank, seconds in enumerate(fetch_s.tolist()) if rank != slowest]
+    if not others or fetch_s[slowest] < max(2 * max(others), iteration_s / 10):
+        return ""
+    return (
+        f"Process {slowest} waits {fetch_s[slowest] * 1e3:.0f}ms for its data, the others at most "
+        f"{max(others) * 1e3:.0f}ms"
+    )
 
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:

@@ -188,3 +188,23 @@ def test_a_process_that_hangs_ends_the_run_after_the_time_asked_for(config):
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert re.search("^error: another process did not start, or does not answer", err, re.MULTILINE)
+
+
+def test_the_sbatch_file_runs_what_it_is_given(tmp_path):
+    for name, command in (("srun", '"$@"'), ("python", f'{sys.executable} "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexec {command}\n")
+        (tmp_path / name).chmod(0o755)
+    flags = ["--trainer.max_steps=5", f"--output_path={tmp_path}", "--tag=sbatch"]
+    ended = subprocess.run(
+        ["bash", "scripts/train.sbatch", "--config", "configs/digits.yaml", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Finished at iteration 5" in ended.stdout
+    options = re.findall(
+        r"^#SBATCH (\S+)$", (ROOT / "scripts/train.sbatch").read_text(), re.MULTILINE
+    )
+    assert {"--requeue", "--signal=USR1@180"} <= {*options}

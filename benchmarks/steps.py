@@ -1,8 +1,10 @@
-"""What a step of two processes costs, the layer with all on against Lightning's own DDP.
+"""What a step costs, the layer with all on against a bare Lightning trainer with nothing on.
 
-python benchmarks/processes.py
+python benchmarks/steps.py
+python benchmarks/steps.py --devices 2
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -24,6 +26,7 @@ from torch.utils.data import DataLoader
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 N_STEPS, N_ROUNDS = 1000, 7
+N_DEVICES = int(os.environ.get("WORLD_SIZE", 1))  # Lightning removes it after a run
 
 
 class Clock(pl.Callback):
@@ -54,19 +57,26 @@ def train_bare(folder: str) -> None:
             return torch.optim.Adam(self.parameters(), 1e-2)
 
     trainer = pl.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=N_STEPS, max_epochs=-1,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", devices=N_DEVICES, strategy="ddp" if N_DEVICES > 1 else "auto",
+        max_steps=N_STEPS, max_epochs=-1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[Clock()],
     )  # fmt: skip
-    trainer.fit(Bare(), DataLoader(TinyDataset(8 * N_STEPS), batch_size=4, shuffle=True))
+    trainer.fit(
+        Bare(), DataLoader(TinyDataset(4 * N_DEVICES * N_STEPS), batch_size=4, shuffle=True)
+    )
 
 
 def train_with_layer(folder: str) -> None:
     from lightning_trainer.cli import main
 
     os.environ.pop("LIGHTNING_TRAINER_SESSION", None)
-    flags = ["--model=conftest.TinyModule", "--data=conftest.TinyData", "--trainer.devices=2"]
-    flags += [f"--data.n_samples={8 * N_STEPS}", f"--trainer.max_steps={N_STEPS}"]
+    flags = [
+        "--model=conftest.TinyModule",
+        "--data=conftest.TinyData",
+        f"--trainer.devices={N_DEVICES}",
+    ]
+    flags += [f"--data.n_samples={4 * N_DEVICES * N_STEPS}", f"--trainer.max_steps={N_STEPS}"]
     flags += ["--trainer.accelerator=cpu", f"--trainer.callbacks+={__name__}.Clock"]
     main(["fit", *flags, f"--output_path={folder}"])
 
@@ -75,7 +85,7 @@ def run_rank(folder: str) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     times: dict[str, list[float]] = {}
-    things = {"bare Lightning DDP, nothing on": train_bare, "the layer, all on": train_with_layer}
+    things = {"bare Lightning, nothing on": train_bare, "the layer, all on": train_with_layer}
     for _ in range(N_ROUNDS):
         for name, train in things.items():
             with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
@@ -92,25 +102,28 @@ def run_rank(folder: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=1)
+    n = parser.parse_args().devices
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, lightning "
-        f"{lightning.__version__}; 2 processes, {N_STEPS} steps, {N_ROUNDS} runs of each, in turn"
+        f"{lightning.__version__}; {n} process(es), {N_STEPS} steps, {N_ROUNDS} of each in turn"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(n)}
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             subprocess.Popen(
                 [sys.executable, __file__, folder],
                 env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
             )
-            for i in range(2)
+            for i in range(n)
         ]
         if any([rank.wait() for rank in ranks]):
             raise SystemExit("a process failed")
 
 
 if __name__ == "__main__":
-    run_rank(sys.argv[1]) if len(sys.argv) > 1 else main()
+    run_rank(sys.argv[1]) if "RANK" in os.environ else main()

@@ -170,6 +170,10 @@ class SessionCLI(LightningCLI):
         with _as_file(self.restart.config if self.restart else {}) as stored:
             # Single options win over files, wherever they stand.
             self.config = self.parser.parse_args([*rest[:1], *stored, *files, *rest[1:]])
+        try:
+            self.parser.validate(self.config, skip_unset=False)  # parsing lets null through
+        except TypeError as ex:
+            self.parser.error(str(ex), ex)
 
     def _of_requeued_job(self) -> Restart | None:
         """What to go on from, where SLURM starts a job again with the same command line."""

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import CONFIG, ROOT, BaseModule, TinyData, TinyModule, run_process
+from torch import nn
 
 from lightning_trainer.cli import main
 from lightning_trainer.restart import find_option, split_configs
@@ -26,6 +27,13 @@ class Echo(TinyModule):
 
     def predict_step(self, batch, batch_idx):
         return {"i": batch["i"], "x": batch["x"], "output": self.forward_model(batch)}
+
+
+class WideModule(TinyModule):
+    def create_model(self) -> None:
+        self.model = nn.Sequential(
+            nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Dropout(0.3), nn.ReLU(), nn.Linear(9, 2)
+        )
 
 
 class NoLoss(BaseModule):
@@ -843,3 +851,64 @@ def test_the_first_line_of_a_config_is_the_command_that_runs_it(run, monkeypatch
     code, out, err = run(*shlex.split(first)[3:], "--print_config")
     assert code == 0, err
     assert yaml.safe_load(out)["tag"] == path.stem
+
+
+# What must not be executed ----------------------------------------------------------------------
+
+
+class Malicious:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_malicious_checkpoint_is_passed_over_and_not_executed(run, half, tmp_path):
+    victim, last = tmp_path / "executed", half / "checkpoints/last.ckpt"
+    checkpoint = torch.load(last)
+    last.unlink()  # which may be the best one's other name
+    torch.save({**checkpoint, "x": Malicious(victim)}, last)
+    code, _, err = run("fit", "--ckpt_path", half, "--trainer.max_steps=12")
+    assert (code, err) == (0, f"{last} is no checkpoint of Lightning: passed over\n")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_a_malicious_file_is_refused_and_not_executed(run, half, config, tmp_path, command):
+    victim, path = tmp_path / "executed", tmp_path / "a.ckpt"
+    checkpoint = torch.load(half / "checkpoints/last.ckpt")
+    torch.save({**checkpoint, "x": Malicious(victim)}, path)
+    code, _, err = run(command, "--ckpt_path", path, "--config", config)
+    assert code == 2
+    assert f"error: {path} can't be read as a checkpoint of Lightning" in err
+    assert not victim.exists()
+
+
+def test_a_checkpoint_is_fetched_from_nowhere(run, config):
+    code, _, err = run("fit", "--config", config, "--ckpt_path", "http://127.0.0.1:9/a.ckpt")
+    assert code == 2
+    assert "there is no such session folder or checkpoint file" in err
+
+
+def test_a_config_executes_nothing(run, config, tmp_path):
+    victim = tmp_path / "executed"
+    config.write_text(f'tag: !!python/object/apply:os.system ["touch {victim}"]\n')
+    code, _, err = run("fit", "--config", config)
+    assert code == 2
+    assert "could not determine a constructor for the tag" in err
+    assert not victim.exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_the_shapes(run, half):
+    before = contents(half)
+    flags = ("--model=test_cli.WideModule", "--trainer.max_steps=12")
+    code, _, err = run("fit", "--ckpt_path", half, *flags)
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("error: the checkpoint is of another model: ")
+    assert "`model.0.weight` is (8, 4) in the checkpoint, (9, 4) in the model" in last
+    checkpoints = {name: content for name, content in contents(half).items() if "ckpt" in str(name)}
+    assert checkpoints.items() <= before.items()

@@ -27,6 +27,9 @@ def check_settings(config: Any, command: str, restart: Restart | None) -> None:
     if not isinstance(config.trainer, Namespace):
         raise ValueError(f"`trainer` is {config.trainer!r}: it must be a group of settings")
     check_complete(config.as_dict())
+    for name, value in vars(config.trainer).items():
+        if value != value:
+            raise ValueError(f"`trainer.{name}` is {value}: give a number, or null for none")
     check_nulls("model", config.model)
     check_nulls("data", config.data)
     _check_validations(config.trainer)
@@ -41,6 +44,11 @@ def check_settings(config: Any, command: str, restart: Restart | None) -> None:
 
 def _check_validations(trainer: Namespace) -> None:
     interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and not interval > 0:
+        raise ValueError(
+            f"`trainer.val_check_interval` is {interval}: give a number of iterations, and "
+            "`trainer.limit_val_batches: 0` for no validation"
+        )
     if isinstance(interval, float) and trainer.check_val_every_n_epoch is None:
         raise ValueError(
             f"`trainer.val_check_interval` is {interval}, a part of an epoch: set "

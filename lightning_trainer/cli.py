@@ -248,13 +248,16 @@ class SessionCLI(LightningCLI):
             checkpoints=trainer.enable_checkpointing is not False and not trainer.fast_dev_run,
             added=_as_list(trainer.callbacks),
         )
-        return super().instantiate_trainer(
-            logger=[*own_loggers, *_as_list(trainer.logger)],
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
-            default_root_dir=trainer.default_root_dir or str(self.session.path),
-            **kwargs,
-        )
+        try:
+            return super().instantiate_trainer(
+                logger=[*own_loggers, *_as_list(trainer.logger)],
+                callbacks=callbacks,
+                plugins=[AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
+                default_root_dir=trainer.default_root_dir or str(self.session.path),
+                **kwargs,
+            )
+        except TypeError as ex:  # Lightning takes any value for some of its keys
+            raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
 
     @property
     def settings(self) -> dict[str, Any]:

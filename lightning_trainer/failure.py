@@ -41,7 +41,9 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
         trainer: If there is one yet.
     """
     cause = root_cause(ex)
-    text = f"error: {cause}\n"
+    text = f"error: {_message(cause)}\n"
+    if isinstance(cause, OSError) and cause.filename is None and folder is not None:
+        text = f"error: {folder}: {cause}\n"
     if not _is_explained(cause):
         text = "".join(traceback.format_exception(cause))
     # A process that has not been told the folder yet has an empty one.
@@ -76,8 +78,8 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
 def _is_explained(ex: BaseException) -> bool:
     """Whether the message says it all: everything else is a fault in code, with its traceback.
 
-    That is what the machine is to blame for, what the layer raised on purpose, and what Lightning
-    or the project did before the first batch.
+    That is what the machine is to blame for, what the layer raised on purpose, and what anyone
+    raised on purpose before the first batch.
     """
     if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
         return True
@@ -85,9 +87,25 @@ def _is_explained(ex: BaseException) -> bool:
     if not frames or not (frames[-1].line or "").lstrip().startswith("raise "):
         return False
     files = [Path(frame.filename) for frame in frames]
-    own, lightning = Path(__file__).parent, Path(pl.__file__).parent.parent
-    if files[-1].is_relative_to(own):
-        return True
-    running = any(file.is_relative_to(lightning / "pytorch" / "loops") for file in files)
-    others = "site-packages" in files[-1].parts and not files[-1].is_relative_to(lightning)
-    return not (running or others)
+    loops = Path(pl.__file__).parent / "loops"
+    return files[-1].is_relative_to(_OWN) or not any(f.is_relative_to(loops) for f in files)
+
+
+def _message(ex: BaseException) -> str:
+    """The message, and where in the project, if a library that it calls raised it."""
+    frames = traceback.extract_tb(ex.__traceback__)
+    ours = [
+        frame
+        for frame in frames
+        if "site-packages" not in (path := Path(frame.filename)).parts
+        and not path.is_relative_to(_OWN)
+        and not path.is_relative_to(_PYTHON)
+    ]
+    raised_by_library = frames and "site-packages" in Path(frames[-1].filename).parts
+    if not (ours and raised_by_library):
+        return str(ex)
+    return f"{ex} (in `{ours[-1].name}`, {ours[-1].filename}, line {ours[-1].lineno})"
+
+
+_OWN = Path(__file__).parent
+_PYTHON = Path(traceback.__file__).parent

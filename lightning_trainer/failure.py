@@ -42,7 +42,7 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
     """
     cause = root_cause(ex)
     text = f"error: {_message(cause)}\n"
-    if isinstance(cause, OSError) and cause.filename is None and folder is not None:
+    if isinstance(cause, OSError) and cause.errno and not cause.filename and folder is not None:
         text = f"error: {folder}: {cause}\n"
     if not _is_explained(cause):
         text = "".join(traceback.format_exception(cause))

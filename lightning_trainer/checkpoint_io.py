@@ -77,6 +77,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.makedirs(folder, exist_ok=True)
         temporary = f"{target}.tmp"
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)  # a kill may have left it, as another name of a good file
             _write(checkpoint, temporary)
             if fault := find_fault(temporary):
                 raise OSError(f"{temporary} is not as it was written: it {fault}")

@@ -20,6 +20,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.callbacks import all_callbacks
 from lightning_trainer.checkpoint_io import AtomicCheckpointIO
@@ -328,6 +329,8 @@ def main(args: ArgsType = None) -> None:
                 SessionCLI(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)
+        except SIGTERMException:  # of Lightning, outside of training; its own exit code is 0
+            sys.exit(143)
         except SystemExit as ex:
             # Lightning turns a Ctrl-C before and after training into its own exit code.
             if isinstance(ex.__context__, KeyboardInterrupt):

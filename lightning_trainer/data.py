@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Sized
 from time import perf_counter
@@ -162,10 +163,16 @@ class BaseDataModule(pl.LightningDataModule):
 
 def _leave_signals_to_main_process(worker_id: int) -> None:
     # A terminal sends Ctrl-C, and a scheduler SIGTERM, to the whole process group. Workers that die
-    # of it take the batch from under the main process before it has saved. SIGTERM is only put off,
-    # because it is also how Python ends the workers that are left when the main process exits.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
+    # of it take the batch from under the main process before it has saved.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_main_process, daemon=True).start()
 
 
-_GRACE_S = 10  # for the main process to finish its iteration
+def _obey_main_process() -> None:
+    """Ends this worker on the SIGTERM with which Python ends those left when it exits."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

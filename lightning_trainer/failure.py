@@ -20,8 +20,8 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
 _PATIENCE_S = 3.0
 _ENDED = (
-    "error: contact with another process was lost, which ended without a word: it may have been "
-    "killed because memory ran out\n"
+    "error: contact with another process was lost, which ended by itself or was killed, e.g. "
+    "because memory ran out\n"
 )
 _TIMED_OUT = (
     "error: another process did not start, or does not answer, within `--timeout_minutes`: see its "
@@ -55,15 +55,22 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
 
 def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:
     """What this process has to print."""
+    lost_contact = isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT)
     if "timed out" in str(cause).lower():
         text += _TIMED_OUT
-    elif isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT):
-        waited_until = time.monotonic() + _PATIENCE_S
-        while not file.exists() and time.monotonic() < waited_until:
-            time.sleep(0.1)
+    elif lost_contact:
         text += _ENDED
     rank, n = trainer.global_rank, trainer.world_size
     text = f"Process {rank} of {n} on {socket.gethostname()} failed:\n{text}"
+    shown = False
+    if lost_contact and not file.exists():
+        if trainer.is_global_zero:  # at once: Lightning's launcher may kill it within seconds
+            shown = True
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        waited_until = time.monotonic() + _PATIENCE_S
+        while not file.exists() and time.monotonic() < waited_until:
+            time.sleep(0.1)
     try:
         with file.open("x") as new:
             new.write(text)
@@ -72,7 +79,7 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
             return file.read_text() if trainer.is_global_zero else ""
     except OSError:  # a full disk
         pass
-    return text
+    return "" if shown else text
 
 
 def _is_explained(ex: BaseException) -> bool:

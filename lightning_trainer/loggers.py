@@ -143,9 +143,9 @@ class MetricsFile(Logger):
         if not self.path.exists():
             return []
         # A kill in the middle of a write leaves a last row without its end.
-        text = self.path.read_text()
+        text = self.path.read_text(errors="replace")
         reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        rows = list(reader)
+        rows = [row for row in reader if str(row.get("step")).isdigit()]  # others are damaged
         if not self._columns:
             self._columns = list(reader.fieldnames or [])
             if self._purge_step is not None:

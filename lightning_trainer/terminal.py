@@ -247,8 +247,8 @@ def _run_helper(log: int, *ends: int) -> None:
         if any([_copy_size(original, reader) for reader, original in routes.items()]):
             os.kill(0, signal.SIGWINCH)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
     signal.signal(signal.SIGWINCH, follow_size)
     follow_size()
     os.write(1, b"\n")  # ready

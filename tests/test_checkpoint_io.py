@@ -115,6 +115,15 @@ def test_another_name_of_the_replaced_file_keeps_the_old_content(io, target):
     assert torch.equal(torch.load(target)["w"], NEW["w"])
 
 
+def test_a_temporary_that_a_kill_has_left_as_another_name_of_best_does_not_spoil_it(io, target):
+    os.link(target, f"{target}.tmp")
+    best = target.with_name("best.ckpt")
+    os.link(target, best)
+    io.save_checkpoint(NEW, target)
+    assert torch.equal(torch.load(best)["w"], OLD["w"])
+    assert torch.equal(torch.load(target)["w"], NEW["w"])
+
+
 def test_replace_renames(tmp_path):
     (tmp_path / "a").write_text("new")
     (tmp_path / "b").write_text("old")

@@ -1,8 +1,8 @@
 """From `create_data` to loaders: the same batches however fetched, and where they go on."""
 
 import multiprocessing
-import os
 import signal
+import subprocess
 from itertools import chain, islice
 from time import perf_counter
 from types import SimpleNamespace
@@ -310,12 +310,15 @@ def test_workers_outlive_the_signals_that_end_a_run():
     first = [next(batches), next(batches)]  # one of each worker, so that both have started
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGINT)
-        os.kill(worker.pid, signal.SIGTERM)
+    for number in ("INT", "TERM", "HUP", "USR1"):
+        subprocess.run(["kill", f"-{number}", *(str(worker.pid) for worker in workers)], check=True)
     rest = list(batches)
     assert all(worker.is_alive() for worker in workers)
     assert_same_batches(first + rest, list(tiny_data().train_dataloader()))
+    for worker in workers:  # as Python does at the exit of the main process
+        worker.terminate()
+        worker.join(timeout=3)
+        assert worker.exitcode == 0
 
 
 def test_the_main_process_keeps_its_signal_handlers():

@@ -87,6 +87,15 @@ def test_a_last_row_cut_anywhere_is_dropped_or_complete(logger, tmp_path):
     assert not wrong, "\n".join(wrong)
 
 
+def test_rows_that_a_power_cut_has_damaged_are_dropped(logger, tmp_path):
+    for step in (10, 20):
+        logger.log_metrics({"a": 0.25}, step=step)
+    with logger.path.open("ab") as file:
+        file.write(b"\0" * 40 + b"\n\xff\xfe,1\n")
+    MetricsFile(Session(tmp_path), purge_step=21).log_metrics({"a": 0.5}, step=30)
+    assert lines(logger) == ["step,a", "10,0.25", "20,0.25", "30,0.5"]
+
+
 def test_no_temporary_is_left(logger, tmp_path):
     logger.log_metrics({"a": 1.0}, step=1)
     logger.log_metrics({"b": 1.0}, step=2)

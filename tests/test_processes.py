@@ -120,7 +120,7 @@ def is_alive(pid: int) -> bool:
         pytest.param(signal.SIGTERM, "second", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, "group", marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, "group", marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, "second", marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, "group", marks=pytest.mark.slow),
     ],
 )
 def test_both_processes_stop_at_the_same_iteration_whoever_gets_the_signal(
@@ -188,3 +188,12 @@ def test_a_process_that_is_killed_ends_the_others_in_seconds(config, sessions):
     assert time.monotonic() - started_s < 15
     assert process.returncode != 0
     assert "contact with another process was lost" in err
+
+
+def test_several_processes_refuse_to_validate_by_the_clock(config):
+    ended = run_process(
+        "fit", "--config", config, *FLAGS, "--trainer.val_check_interval=00:00:00:01"
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "error: `trainer.val_check_interval` is a time" in ended.stderr

@@ -121,10 +121,17 @@ class SaveCheckpoints(Checkpoint):
         # First the best, because last.ckpt says that it has been found.
         best, last = self.session.best_checkpoint, self.session.last_checkpoint
         if self.report.improved and self._write(trainer, best):
+            full = False
             if trainer.is_global_zero:
-                give_second_name(best, last)
                 print(f"Model saved to: {best}")
-            self._note_saved(trainer)
+                try:
+                    give_second_name(best, last)
+                except OSError:  # no links, and no room for a copy
+                    full = True
+            if self.agreement.any(full):
+                self._write(trainer, last)
+            else:
+                self._note_saved(trainer)
         else:
             if self.report.improved:
                 self.report.take_back()
@@ -133,11 +140,14 @@ class SaveCheckpoints(Checkpoint):
             print(f"\n{RULE}", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Fails where the end of the run is not saved.
+        """Saves the end of a run that has stopped in between, and fails where that can't be.
 
         Raises:
             OSError: Says how far last.ckpt has come.
         """
+        if self._in_last < trainer.global_step and not self._failure:
+            self.guard.check(trainer)
+            self._write(trainer, self.session.last_checkpoint)
         self._raise_failure()
 
     def save(self, trainer: pl.Trainer) -> None:
@@ -177,9 +187,9 @@ class SaveCheckpoints(Checkpoint):
                     errors.append(ex)
         self._saved_s = perf_counter()
         self.times.add_checkpoint(self._saved_s - started_s)
-        if self.agreement.any(bool(errors)):
-            reason = errors[0].strerror if errors else "see the first process"
-            self._failure = f"{path} can't be written: {reason}"
+        reasons = self.agreement.gather(errors[0].strerror or str(errors[0]) if errors else None)
+        if any(reasons):
+            self._failure = f"{path} can't be written: {next(filter(None, reasons))}"
             if trainer.is_global_zero:
                 print(f"error: {self._failure}. {self._remedy()}", file=sys.stderr, flush=True)
             return False

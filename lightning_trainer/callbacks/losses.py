@@ -103,7 +103,7 @@ class GuardAgainstNonFinite(Callback):
         self.agreement = agreement
         self.session = session
         self.policy = policy
-        self._n_skips = self._good_iteration = 0
+        self._n_skips = self._skipped_at = self._good_iteration = 0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Looks before the validation is run in vain."""
@@ -133,7 +133,9 @@ class GuardAgainstNonFinite(Callback):
 
     def note_saved(self, iteration: int) -> None:
         """Notes that last.ckpt is of this iteration, and whole."""
-        self._n_skips, self._good_iteration = 0, iteration
+        self._good_iteration = iteration
+        if iteration > self._skipped_at:  # else it is what has just been gone back to
+            self._n_skips = 0
 
     def _react(self, trainer: pl.Trainer, what: str) -> None:
         iteration, good = trainer.global_step, self._good_iteration
@@ -142,6 +144,7 @@ class GuardAgainstNonFinite(Callback):
         if self.policy == "stop" or self._n_skips == _MOST_SKIPS or not exists:
             raise FloatingPointError(_message(what, iteration, path if exists else None, good))
         self._n_skips += 1
+        self._skipped_at = iteration
         if trainer.is_global_zero:
             print(
                 f"{what[0].upper()}{what[1:]} at iteration {iteration}: weights and optimiser go "

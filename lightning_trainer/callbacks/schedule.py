@@ -40,7 +40,16 @@ class ValidationSchedule(Callback):
         self._restored = True
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lets Lightning start although no iteration is left, where a validation is."""
+        """Lets Lightning start although no iteration is left, where a validation is.
+
+        Raises:
+            ValueError: If validations go by the clock, which differs between processes.
+        """
+        if trainer.world_size > 1 and not hasattr(trainer, "val_check_interval"):
+            raise ValueError(
+                "`trainer.val_check_interval` is a time, at which several processes would not "
+                "meet: give a number of iterations"
+            )
         if self._restored and not self.validated and trainer.max_steps > 0:
             trainer.fit_loop.epoch_loop.max_steps += 1
             self._raised = True

@@ -111,8 +111,10 @@ class StopOnSignal(Callback):
             return
         if self.checkpoints is not None and not trainer.sanity_checking:
             self.checkpoints.save(trainer)
-        if self._received == signal.SIGUSR1 and trainer.is_global_zero:
-            _requeue()
+        if self._received == signal.SIGUSR1:
+            if trainer.is_global_zero:
+                _requeue()
+            self.agreement.any(False)  # the launcher ends this process once another has gone
         raise SystemExit(128 + self._received)
 
     def _give_back(self) -> None:

@@ -1,8 +1,10 @@
 """Which checkpoints are written, when, and what is in them."""
 
+import errno
 import os
 import re
 
+import lightning.pytorch as pl
 import pytest
 import scripted
 import torch
@@ -10,6 +12,7 @@ import yaml
 from scripted import PROJECT, validated
 from test_exact_restart import Killed, kill_at, result, same
 
+from lightning_trainer.callbacks import checkpoints
 from lightning_trainer.session import CONFIG_KEY, Session
 
 
@@ -242,3 +245,34 @@ def test_the_place_of_the_best_model_is_told_at_each_new_best(run, config, scrip
     told = re.findall(r"^(?:New best score|Model saved to): (.*)$", out, flags=re.MULTILINE)
     best = f"{sessions()[0]}/checkpoints/best.ckpt"
     assert told == ["-inf -> 0.250", best, "0.250 -> 0.500", best]
+
+
+@pytest.mark.parametrize("flags", [(), ("--trainer.limit_val_batches=0",)])
+def test_a_run_that_ends_before_its_last_iteration_is_saved(run, config, sessions, flags):
+    # A validation that is due every 5 iterations is not reached in the one that stops the run.
+    stop = "{class_path: test_checkpoints.StopAtSeven}"
+    code, _, err = run("fit", "--config", config, f"--trainer.callbacks=[{stop}]", *flags)
+    assert code == 0, err
+    assert torch.load(sessions()[0] / "checkpoints/last.ckpt")["global_step"] == 7
+
+
+class StopAtSeven(pl.Callback):
+    def on_train_batch_end(self, trainer, *args) -> None:
+        trainer.should_stop |= trainer.global_step == 7
+
+
+def test_where_there_are_no_links_and_no_room_for_a_copy_last_is_written_by_itself(
+    run, config, sessions, script, monkeypatch
+):
+    def refuse(source, target) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "give_second_name", refuse)
+    script.scores = {23: 0.75}
+    code, _, err = run("fit", "--config", config, *PROJECT)
+    assert code == 0, err
+    folder = sessions()[0] / "checkpoints"
+    assert [torch.load(folder / name)["global_step"] for name in ("best.ckpt", "last.ckpt")] == [
+        23,
+        23,
+    ]

@@ -5,12 +5,13 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import TinyModule
+from conftest import TinyModule, start_process
 from test_exact_restart import result, same
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -201,16 +202,37 @@ def test_in_the_check_before_training_it_ends_at_once(run, config, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])
-def test_ctrl_c_in_an_evaluation_exits_with_130(run, config, sessions, monkeypatch, command):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_an_evaluation_ends_it(run, config, sessions, monkeypatch, command, number):
     assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    original = TinyModule.forward_model
 
-    def interrupted(*args: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted(self, batch):
+        os.kill(os.getpid(), number)
+        return original(self, batch)
 
     monkeypatch.setattr(TinyModule, "forward_model", interrupted)
     code, out, err = run(command, "--ckpt_path", sessions()[0])
-    assert code == 130
+    assert code == 128 + number
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1]
+)
+def test_a_signal_to_the_whole_process_group_ends_it_saved_and_soon(config, sessions, number):
+    """Data workers and the process that writes log.txt are in the group."""
+    flags = ("--data.n_workers=2", "--trainer.max_steps=100000")
+    process = start_process("fit", "--config", config, *flags, start_new_session=True)
+    assert any("Iteration     40/" in line for line in iter(process.stdout.readline, ""))
+    os.killpg(process.pid, number)
+    started_s = time.monotonic()
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - started_s < 8
+    assert process.returncode == 128 + number, err
+    stopped = re.search(rf"Stopped by {number.name} at iteration (\d+)\n", out)
+    assert last(sessions()[0])["global_step"] == int(stopped[1])
+    assert stopped[0] in (sessions()[0] / "log.txt").read_text()
 
 
 def test_lightning_still_asks_about_sigterm_where_it_is_told_not_to():

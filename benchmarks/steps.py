@@ -1,4 +1,4 @@
-"""What a step costs, the layer with all on against a bare Lightning trainer with nothing on.
+"""What a step of a near-empty network costs: the layer against Lightning and against itself.
 
 python benchmarks/steps.py
 python benchmarks/steps.py --devices 2
@@ -16,16 +16,22 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-N_STEPS, N_ROUNDS = 1000, 7
+N_STEPS = 1000
 N_DEVICES = int(os.environ.get("WORLD_SIZE", 1))  # Lightning removes it after a run
 
 
@@ -39,35 +45,56 @@ class Clock(pl.Callback):
             Clock.step_s = (time.perf_counter() - Clock.started_s) / (N_STEPS - 20)
 
 
-def train_bare(folder: str) -> None:
-    from conftest import TinyDataset, TinyModule
+class Bare(pl.LightningModule):
+    """The network of the tests' TinyModule."""
 
-    class Bare(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            module = TinyModule()
-            module.create_model()
-            module.create_loss()
-            self.model, self.loss_fn = module.model, module.loss_fn
+    def __init__(self, log: bool = False, metric: bool = False) -> None:
+        super().__init__()
+        from conftest import TinyModule
 
-        def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
-            return self.loss_fn(self.model(batch["x"]), batch["label"])
+        module = TinyModule()
+        module.create_model()
+        module.create_loss()
+        self.model, self.loss_fn = module.model, module.loss_fn
+        self.logs = log
+        self.accuracy = None
+        if metric:
+            self.accuracy = MulticlassAccuracy(2, average="micro", validate_args=False)
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters(), 1e-2)
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        output = self.model(batch["x"])
+        loss = self.loss_fn(output, batch["label"])
+        if self.accuracy is not None:
+            self.accuracy.update(output.detach(), batch["label"])
+        if self.logs:
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/accuracy", self.accuracy, prog_bar=True)
+        return loss
 
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+def train_lightning(folder: str, usual: bool = False, metric: bool = False) -> None:
+    from conftest import TinyDataset
+
+    callbacks: list[pl.Callback] = [Clock()]
+    if usual:
+        callbacks.append(ModelCheckpoint(save_last=True))
     trainer = pl.Trainer(
         accelerator="cpu", devices=N_DEVICES, strategy="ddp" if N_DEVICES > 1 else "auto",
-        max_steps=N_STEPS, max_epochs=-1, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Clock()],
+        max_steps=N_STEPS, max_epochs=-1, default_root_dir=folder,
+        logger=TensorBoardLogger(folder) if usual else False,
+        enable_checkpointing=usual, enable_progress_bar=usual,
+        enable_model_summary=False, callbacks=callbacks,
     )  # fmt: skip
-    trainer.fit(
-        Bare(), DataLoader(TinyDataset(4 * N_DEVICES * N_STEPS), batch_size=4, shuffle=True)
-    )
+    data = TinyDataset(4 * N_DEVICES * N_STEPS)
+    trainer.fit(Bare(log=usual, metric=metric), DataLoader(data, batch_size=4, shuffle=True))
 
 
-def train_with_layer(folder: str) -> None:
+def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
+    from lightning_trainer import BaseModule
+    from lightning_trainer.callbacks import seeding
     from lightning_trainer.cli import main
 
     os.environ.pop("LIGHTNING_TRAINER_SESSION", None)
@@ -78,23 +105,52 @@ def train_with_layer(folder: str) -> None:
     ]
     flags += [f"--data.n_samples={4 * N_DEVICES * N_STEPS}", f"--trainer.max_steps={N_STEPS}"]
     flags += ["--trainer.accelerator=cpu", f"--trainer.callbacks+={__name__}.Clock"]
-    main(["fit", *flags, f"--output_path={folder}"])
+    with contextlib.ExitStack() as stack:
+        if "metrics" in without:
+            original = BaseModule.update_metrics
+
+            def only_in_validation(self: Any, metrics: Any, *args: Any) -> None:
+                if metrics is self.val_metrics:
+                    original(self, metrics, *args)
+
+            replace(stack, BaseModule, "update_metrics", only_in_validation)
+        if "seeding" in without:
+            from lightning_trainer import sampling
+
+            for module in (sampling, seeding):
+                replace(stack, module, "seed_generators", lambda *_: None)
+                replace(stack, module, "derive_seed", lambda *_: 0)
+        main(["fit", *flags, f"--output_path={folder}"])
 
 
-def run_rank(folder: str) -> None:
+def replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+THINGS: dict[str, Callable[[str], None]] = {
+    "bare Lightning, nothing on": train_lightning,
+    "the same, with the metric": partial(train_lightning, metric=True),
+    "Lightning as usual": partial(train_lightning, usual=True, metric=True),
+    "the layer, all on": train_with_layer,
+    "without metrics": partial(train_with_layer, without=("metrics",)),
+    "without metrics and seeds": partial(train_with_layer, without=("metrics", "seeding")),
+}
+
+
+def run_rank(folder: str, n_rounds: int) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     times: dict[str, list[float]] = {}
-    things = {"bare Lightning, nothing on": train_bare, "the layer, all on": train_with_layer}
-    for _ in range(N_ROUNDS):
-        for name, train in things.items():
+    for _ in range(n_rounds):
+        for name, train in THINGS.items():
             with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
                 train(folder)
             times.setdefault(name, []).append(Clock.step_s)
     if os.environ["RANK"] != "0":
         return
     first = statistics.median(next(iter(times.values())))
-    print("| | median us/step | fastest | slowest | ratio |\n|---|---|---|---|---|")
+    print("| | median us | fastest | slowest | ratio |\n|---|---|---|---|---|")
     for name, values in times.items():
         median = statistics.median(values)
         numbers = " | ".join(f"{s * 1e6:.0f}" for s in (median, min(values), max(values)))
@@ -104,26 +160,28 @@ def run_rank(folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=1)
-    n = parser.parse_args().devices
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, lightning "
-        f"{lightning.__version__}; {n} process(es), {N_STEPS} steps, {N_ROUNDS} of each in turn"
+        f"{lightning.__version__}; {args.devices} process(es), {N_STEPS} steps, {args.rounds} of "
+        "each in turn"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(n)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(args.devices)}
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             subprocess.Popen(
-                [sys.executable, __file__, folder],
+                [sys.executable, __file__, folder, str(args.rounds)],
                 env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
             )
-            for i in range(n)
+            for i in range(args.devices)
         ]
         if any([rank.wait() for rank in ranks]):
             raise SystemExit("a process failed")
 
 
 if __name__ == "__main__":
-    run_rank(sys.argv[1]) if "RANK" in os.environ else main()
+    run_rank(sys.argv[1], int(sys.argv[2])) if "RANK" in os.environ else main()

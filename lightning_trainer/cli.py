@@ -37,6 +37,7 @@ from lightning_trainer.launch import is_first_process, layout, n_processes, rand
 from lightning_trainer.lock import SessionLock
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.module import BaseModule
+from lightning_trainer.overhead import NoProfiler, skip_empty_hooks, without_asking_for_gpus
 from lightning_trainer.parser import SessionParser, help_texts
 from lightning_trainer.quiet import quiet
 from lightning_trainer.restart import Restart, dump_settings, find_option, reach, split_configs
@@ -249,8 +250,10 @@ class SessionCLI(LightningCLI):
             checkpoints=trainer.enable_checkpointing is not False and not trainer.fast_dev_run,
             added=_as_list(trainer.callbacks),
         )
+        if trainer.profiler is None:
+            kwargs["profiler"] = NoProfiler()
         try:
-            return super().instantiate_trainer(
+            made = super().instantiate_trainer(
                 logger=[*own_loggers, *_as_list(trainer.logger)],
                 callbacks=callbacks,
                 plugins=[AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
@@ -259,6 +262,8 @@ class SessionCLI(LightningCLI):
             )
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
+        skip_empty_hooks(made.callbacks)  # type: ignore[attr-defined]
+        return made
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -325,7 +330,7 @@ def main(args: ArgsType = None) -> None:
         sys.exit(verify(argv[1:]))
     with contextlib.ExitStack() as stack:
         try:
-            with quiet():
+            with quiet(), without_asking_for_gpus():
                 SessionCLI(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)

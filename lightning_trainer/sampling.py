@@ -82,12 +82,8 @@ class ExactSampler(DistributedSampler[Any]):
         )
         self.n_samples = n_samples
         self.batch_size = batch_size
+        self.global_batch_size = batch_size * num_replicas  # samples of all processes at a time
         self.position = 0
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples that all processes together take at a time."""
-        return self.batch_size * self.num_replicas
 
     def __len__(self) -> int:
         """Samples of this process in a whole epoch."""

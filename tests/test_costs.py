@@ -1,0 +1,210 @@
+"""What a step costs, in counts that are the same on every machine: a guard against creeping cost.
+
+Each count is the difference between two runs of different length, so that only what every step does
+is in it. Where one of these fails after a change, either the change should cost less or its cost is
+worth a higher number here.
+"""
+
+import gc
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import ROOT, TinyDataset, TinyModule
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import default_collate
+
+PACKAGE = str(ROOT / "lightning_trainer")
+SHORT, LONG = 30, 130
+QUIET = (
+    "--trainer.log_every_n_steps=1000",
+    "--trainer.val_check_interval=1000",
+    "--model=test_costs.PlainModule",
+    "--data.n_samples=1000",
+)
+
+
+class PlainModule(TinyModule):
+    """An optimiser that reads nothing back from the device."""
+
+    def create_optimiser(self) -> None:
+        self.optimiser = torch.optim.SGD(self.model.parameters(), 1e-2)
+
+
+class CountOperators(TorchDispatchMode):
+    """The operators that torch executes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def each_step(run, config):
+    """A step's part of what `start` begins to count and `read` tells."""
+
+    def each_step_(start, read) -> Counter[str]:
+        totals = []
+        for n_steps in (SHORT, SHORT, LONG):  # the first run of all imports and caches
+            start()
+            code, _, err = run("fit", "--config", config, *QUIET, f"--trainer.max_steps={n_steps}")
+            totals.append(Counter(read()))
+            assert code == 0, err
+        totals[2].subtract(totals[1])
+        return Counter({k: n / (LONG - SHORT) for k, n in totals[2].items() if n})
+
+    return each_step_
+
+
+def test_calls_of_the_layers_own_functions(each_step):
+    counts: Counter[str] = Counter()
+
+    def count(frame, event, arg) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+            counts[f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_qualname}"] += 1
+
+    def start() -> None:
+        counts.clear()
+        sys.setprofile(count)
+
+    def read() -> Counter[str]:
+        sys.setprofile(None)
+        return counts.copy()
+
+    calls = each_step(start, read)
+    # By Lightning: each of its hooks is one of these, and two of the first.
+    assert calls.pop("module.BaseModule.__setattr__") <= 46
+    assert calls.pop("overhead.NoProfiler.profile") <= 31
+    of_samples = {name: n for name, n in calls.items() if n > 1}
+    assert of_samples.keys() == {
+        "sampling.derive_seed",
+        "sampling.seed_generators",
+        "sampling.ExactSampler.__iter__",
+        "sampling.SeededDataset.__getitem__",
+    }
+    assert sum(of_samples.values()) <= 4 * 4 + 2
+    assert calls.total() - sum(of_samples.values()) <= 23, calls
+
+
+def test_operators_of_torch(each_step):
+    """The layer adds one addition, of the loss, and nothing that waits for the device."""
+    modes = []
+
+    def start() -> None:
+        modes.append(CountOperators().__enter__())
+
+    def read() -> Counter[str]:
+        mode = modes.pop()
+        mode.__exit__(None, None, None)
+        return mode.counts
+
+    operators = each_step(start, read)
+    operators.subtract(operators_of_plain_loop())
+    ours = {"add_": 1, "view": 1}
+    lightnings = {
+        "div": 2,  # the loss, by the number of batches that are accumulated
+        "clone": 1,
+        "detach": 2,
+        "_record_function_enter_new": 1,
+        "_record_function_exit": 1,
+    }
+    assert {name: n for name, n in operators.items() if n} == ours | lightnings
+
+
+def operators_of_plain_loop() -> Counter[str]:
+    """Of one step: samples, batch, network, loss, metric, optimiser."""
+    module, dataset = PlainModule(), TinyDataset()
+    for name in ("model", "loss", "optimiser", "metrics"):
+        getattr(module, f"create_{name}")()
+    with CountOperators() as mode:
+        batch = default_collate([dataset[i] for i in range(4)])
+        output = module.forward_model(batch)
+        loss = module.forward_loss(batch, output)
+        module.optimiser.zero_grad()
+        loss.backward()
+        module.optimiser.step()
+        module.update_metrics(module.train_metrics, batch, output.detach())
+    return mode.counts
+
+
+def test_files_opened_and_system_calls_that_write(each_step):
+    opened: Counter[str] = Counter()
+    counting = [False]
+
+    def note(event: str, args: tuple) -> None:
+        if counting[0] and event == "open":
+            opened["files"] += 1
+
+    sys.addaudithook(note)
+
+    def start() -> None:
+        opened.clear()
+        counting[0] = True
+        opened["writes"] = -writes()
+
+    def writes() -> int:
+        io = Path("/proc/self/io").read_text().split()
+        return int(io[io.index("syscw:") + 1])
+
+    def read() -> Counter[str]:
+        counting[0] = False
+        opened["writes"] += writes()
+        return opened.copy()
+
+    assert not each_step(start, read)
+
+
+def test_memory_does_not_grow_with_the_steps(each_step):
+    counts = []
+
+    def start() -> None:
+        gc.collect()
+        counts.append(sys.getallocatedblocks())
+
+    def read() -> Counter[str]:
+        gc.collect()
+        return Counter(blocks=sys.getallocatedblocks() - counts.pop())
+
+    assert each_step(start, read)["blocks"] < 1
+
+
+def test_a_callback_costs_only_the_hooks_it_has(run, config):
+    """Private to Lightning: it passes over what can't be called."""
+    code, _, err = run("fit", "--config", config, "--trainer.callbacks=test_costs.OneHook")
+    assert code == 0, err
+    assert (OneHook.ended, OneHook.on_train_batch_start) == (23, pl.Callback.on_train_batch_start)
+    assert OneHook.last.on_train_batch_start is None
+
+
+class OneHook(pl.Callback):
+    def setup(self, *args, **kwargs) -> None:
+        OneHook.last, OneHook.ended = self, 0
+
+    def on_train_batch_end(self, *args) -> None:
+        OneHook.ended += 1
+
+
+def test_a_profiler_that_is_asked_for_sees_the_hooks(run, config, tmp_path):
+    arguments = f"init_args: {{dirpath: {tmp_path}, filename: p}}"
+    profiler = f"{{class_path: lightning.pytorch.profilers.SimpleProfiler, {arguments}}}"
+    code, _, err = run("fit", "--config", config, f"--trainer.profiler={profiler}")
+    assert code == 0, err
+    assert "PrintProgress.on_train_batch_end" in (tmp_path / "fit-p.txt").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="has a GPU")
+def test_without_a_gpu_a_run_asks_for_none_in_each_step(run, config, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "_raw_device_count_nvml", lambda: asked.append(1) or -1)
+    assert run("fit", "--config", config)[0] == 0
+    assert len(asked) < 23
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ

@@ -8,9 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
-import platform
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,19 +16,16 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
 import torch
+from common import alternate, report, spread
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 N_STEPS = 1000
 N_DEVICES = int(os.environ.get("WORLD_SIZE", 1))  # Lightning removes it after a run
 
@@ -141,20 +136,22 @@ THINGS: dict[str, Callable[[str], None]] = {
 def run_rank(folder: str, n_rounds: int) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    times: dict[str, list[float]] = {}
-    for _ in range(n_rounds):
-        for name, train in THINGS.items():
-            with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-                train(folder)
-            times.setdefault(name, []).append(Clock.step_s)
-    if os.environ["RANK"] != "0":
-        return
-    first = statistics.median(next(iter(times.values())))
-    print("| | median us | fastest | slowest | ratio |\n|---|---|---|---|---|")
-    for name, values in times.items():
-        median = statistics.median(values)
-        numbers = " | ".join(f"{s * 1e6:.0f}" for s in (median, min(values), max(values)))
-        print(f"| {name} | {numbers} | {median / first:.2f} |", flush=True)
+
+    def step_s(train: Callable[[str], None]) -> float:
+        with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+            train(folder)
+        return Clock.step_s
+
+    values = alternate({name: partial(step_s, train) for name, train in THINGS.items()}, n_rounds)
+    if os.environ["RANK"] == "0":
+        sys.argv[1:] = sys.argv[3:]
+        n_processes = f"{N_DEVICES} processes" if N_DEVICES > 1 else "1 process"
+        intro = (
+            f"A network of 74 weights, 4 samples a batch, {N_STEPS} iterations, {n_rounds} runs of "
+            "each. All on: session, terminal log, lines, TensorBoard, csv, checkpoints, metrics, a "
+            "seed for each sample and step."
+        )
+        report(f"A step, {n_processes}", f"{intro}\n\n{spread(values, 'us', 1e6)}")
 
 
 def main() -> None:
@@ -162,11 +159,6 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, lightning "
-        f"{lightning.__version__}; {args.devices} process(es), {N_STEPS} steps, {args.rounds} of "
-        "each in turn"
-    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -174,7 +166,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             subprocess.Popen(
-                [sys.executable, __file__, folder, str(args.rounds)],
+                [sys.executable, __file__, folder, str(args.rounds), *sys.argv[1:]],
                 env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
             )
             for i in range(args.devices)

@@ -81,8 +81,11 @@ class BaseDataModule(pl.LightningDataModule):
         Optionally sets `self.test_dataset` and `self.predict_dataset`. Each is a map-style dataset
         of dicts ("image": uint8 (C, H, W), "label": an int, ...).
         Called once in every process; download in `prepare_data`. A dataset may have
-        `__getitems__(indices)` to fetch a whole batch at once, and `collate_fn(samples)` to make
-        the batch of what it returns.
+        `get_batch(indices, seeds)` to make a whole batch at once, a dict of tensors: `indices` and
+        `seeds` are int64 (B,), and each seed, a function of the run's seed, the epoch and the
+        sample, is for what is random in that sample (`lightning_trainer.images`). Or it may have
+        torch's `__getitems__(indices)`, and `collate_fn(samples)` to make the batch of what that
+        returns.
         """
 
     def setup(self, stage: str) -> None:
@@ -126,7 +129,9 @@ class BaseDataModule(pl.LightningDataModule):
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_workers": self.n_workers,
-            "collate_fn": getattr(dataset, "collate_fn", None),
+            "collate_fn": _as_it_is
+            if hasattr(dataset, "get_batch")
+            else getattr(dataset, "collate_fn", None),
             "pin_memory": self._is_on_gpu(),
             "persistent_workers": self.n_workers > 0,
             "worker_init_fn": _leave_signals_to_main_process,
@@ -159,6 +164,10 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _is_on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _leave_signals_to_main_process(worker_id: int) -> None:

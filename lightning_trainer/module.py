@@ -43,6 +43,9 @@ class BaseModule(pl.LightningModule):
             validation loss; by default the first of `val_metrics` (a `MetricCollection` made from
             a dict sorts its names).
         score_mode: "max" if a higher score is better, else "min".
+        channels_last: Lays the weights and activations of convolutions out as cuDNN and oneDNN
+            prefer it; with `--trainer.precision bf16-mixed` about twice as fast.
+        compile: Compiles `self.model` by `torch.compile`; the first iteration takes longer.
     """
 
     model: Any
@@ -57,6 +60,8 @@ class BaseModule(pl.LightningModule):
         vis_iterations: int = 500,
         score_name: str | None = None,
         score_mode: Literal["max", "min"] = "max",
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         require_hooks(type(self))
@@ -67,6 +72,8 @@ class BaseModule(pl.LightningModule):
         self.vis_iterations = vis_iterations
         self.score_name = score_name
         self.score_mode = score_mode
+        self.channels_last = channels_last
+        self.compiles = compile
         self.restored_iteration = 0
         self.train_results: dict[str, float] = {}
         self.n_evaluated = 0
@@ -197,6 +204,10 @@ class BaseModule(pl.LightningModule):
         if self.model is not None:
             return
         self._call_hook("create_model", "model", nn.Module)
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if self.compiles:
+            self.model.compile()  # in place: the names of the weights stay
         self._call_hook("create_loss", "loss_fn", Callable)
         self._call_hook("create_metrics", "train_metrics", (Metric, MetricCollection))
         self._require("create_metrics", "val_metrics", (Metric, MetricCollection))

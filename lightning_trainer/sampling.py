@@ -132,7 +132,9 @@ class SeededDataset(Dataset[Any]):
 
     Workers then need no random state of their own: how many there are, how far they prefetch and
     whether they persist can't change a sample. Costs about 15 us a sample, once a batch where the
-    dataset fetches whole batches by `__getitems__`.
+    dataset fetches whole batches, by `__getitems__(indices)` or by `get_batch(indices, seeds)`. The
+    latter gets a seed for each sample, int64 (B,), so that what it draws does not depend on which
+    samples a process takes at a time.
 
     Args:
         dataset: A map-style dataset.
@@ -143,8 +145,11 @@ class SeededDataset(Dataset[Any]):
         self.dataset = dataset
         self.seed = seed
         self._n_samples = len(cast(Sized, dataset))
-        if hasattr(dataset, "__getitems__"):
-            # An attribute of the instance, because its mere presence tells the loader to use it.
+        # An attribute of the instance, because its mere presence tells the loader to use it.
+        if hasattr(dataset, "get_batch"):
+            self._base = derive_seed(seed, "samples")
+            self.__getitems__ = self._get_batch
+        elif hasattr(dataset, "__getitems__"):
             self.__getitems__ = self._fetch_batch
 
     def __len__(self) -> int:
@@ -157,3 +162,8 @@ class SeededDataset(Dataset[Any]):
     def _fetch_batch(self, keys: list[int]) -> Any:
         seed_generators(derive_seed(self.seed, "sample", keys[0]))
         return self.dataset.__getitems__([key % self._n_samples for key in keys])  # type: ignore[attr-defined]
+
+    def _get_batch(self, keys: list[int]) -> Any:
+        seed_generators(derive_seed(self.seed, "sample", keys[0]))
+        at = torch.tensor(keys)
+        return self.dataset.get_batch(at % self._n_samples, at ^ self._base)  # type: ignore[attr-defined]

@@ -382,3 +382,20 @@ def test_a_pickled_copy_gives_the_same_samples(kind):
     if kind is NoiseByBatch:
         copy.seed = SEED + 1
         assert copy.__getitems__([8, 1]) != dataset.__getitems__([8, 1])
+
+
+class Recorded(Noise):
+    def get_batch(self, indices, seeds):
+        return {"i": indices, "seed": seeds}
+
+
+def test_made_as_a_whole_each_sample_has_a_seed_of_its_own():
+    """A function of the run's seed, the epoch and the sample, whatever else is in the batch."""
+    dataset = SeededDataset(Recorded(), SEED)
+    batch = dataset.__getitems__([3, 1, 8, 3])
+    assert batch["i"].tolist() == [3, 1, 3, 3]
+    seeds = batch["seed"].tolist()
+    assert seeds[0] == seeds[3]
+    assert len({*seeds, dataset.__getitems__([6])["seed"].item()}) == 4
+    assert dataset.__getitems__([8])["seed"].item() == seeds[2]
+    assert SeededDataset(Recorded(), SEED + 1).__getitems__([3])["seed"].item() != seeds[0]

@@ -123,6 +123,6 @@ def _shares(times: RunTimes) -> str:
 
 _DATA_ADVICE = (
     "More than a third of an iteration is spent waiting for data: raise --data.n_workers, give the "
-    "dataset\n`__getitems__` to fetch a whole batch at once, or move transforms to the device "
+    "dataset\n`get_batch` to make a whole batch at once, or move transforms to the device "
     "(`on_after_batch_transfer`)."
 )

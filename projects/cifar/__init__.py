@@ -3,7 +3,7 @@
 python cli.py fit --config configs/cifar.yaml
 """
 
-from projects.cifar.data import CifarData
-from projects.cifar.module import CifarModule
+from projects.cifar.data import CifarData, Images
+from projects.cifar.module import CifarModule, Normalise
 
-__all__ = ["CifarData", "CifarModule"]
+__all__ = ["CifarData", "CifarModule", "Images", "Normalise"]

@@ -15,7 +15,7 @@ from lightning_trainer import BaseDataModule
 
 
 class Images(torch.utils.data.Dataset):
-    """Images (N, 3, H, W) as uint8 with their labels (N,); a batch is one indexing operation."""
+    """Images (N, 3, H, W) as uint8 with their labels (N,)."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
@@ -23,15 +23,11 @@ class Images(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        at = torch.tensor(indices)
-        return {"image": self.images.index_select(0, at), "label": self.labels[at]}
+    def get_batch(self, indices: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        return {"image": self.images.index_select(0, indices), "label": self.labels[indices]}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"image": self.images[index], "label": self.labels[index]}
-
-    def collate_fn(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return batch  # `__getitems__` has made it
 
 
 class CifarData(BaseDataModule):

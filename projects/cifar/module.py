@@ -17,7 +17,7 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        return images.sub(self.mean).div_(self.std)
 
 
 def convolution(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:

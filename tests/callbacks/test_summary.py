@@ -18,7 +18,7 @@ from lightning_trainer.callbacks.evaluation import RULE
 
 ADVICE = """\
 More than a third of an iteration is spent waiting for data: raise --data.n_workers, give the dataset
-`__getitems__` to fetch a whole batch at once, or move transforms to the device \
+`get_batch` to make a whole batch at once, or move transforms to the device \
 (`on_after_batch_transfer`).
 """  # noqa: E501
 

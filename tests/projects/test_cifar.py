@@ -174,7 +174,7 @@ def test_a_batch_is_the_samples_stacked(shared_images):
     data = CifarData(root=str(shared_images))
     data.create_data()
     dataset, indices = data.train_dataset, [5, 0, 23, 5]
-    batch = dataset.collate_fn(dataset.__getitems__(indices))
+    batch = dataset.get_batch(torch.tensor(indices), torch.zeros(4, dtype=torch.int64))
     for key in ("image", "label"):
         assert torch.equal(batch[key], torch.stack([dataset[i][key] for i in indices]))
     assert len(dataset) == 24

@@ -1,0 +1,123 @@
+"""The fast recipe: images that stay on the device, augmented there; its network and schedule."""
+
+import pytest
+import torch
+from conftest import ROOT
+from test_cifar import write_images
+from test_exact_restart import Killed, kill_at, result, same
+from torch import nn
+
+from projects.cifar import CifarModule
+from projects.cifar_fast import FastCifarData, FastCifarModule
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def fit(run, images, tmp_path):
+    """Runs some iterations of a config on a folder of images: (exit code, out, err)."""
+
+    def fit_(config: str, *options: object) -> tuple[int, str, str]:
+        few = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--data.batch_size=8"]
+        paths = ["--data.root", images, "--output_path", tmp_path / "experiments"]
+        classes = ["--model.n_classes=3", "--model.compile=false"]
+        return run("fit", "--config", ROOT / "configs" / config, *few, *paths, *classes, *options)
+
+    return fit_
+
+
+@pytest.mark.parametrize("config", ["cifar_fast.yaml", "cifar_fast_gpu.yaml"])
+def test_each_recipe_trains_and_killed_goes_on_bitwise(fit, run, sessions, monkeypatch, config):
+    code, out, err = fit(config)
+    assert code == 0, err
+    assert "Finished at iteration 8\n" in out
+    kill_at(monkeypatch, "on_train_batch_end", lambda trainer: trainer.global_step == 5)
+    with pytest.raises(Killed):
+        fit(config, "--save_minutes=0")
+    assert run("fit", "--ckpt_path", sessions()[1])[0] == 0
+    assert same(result(sessions()[1]), result(sessions()[0]))
+
+
+def test_training_images_are_augmented_and_validation_images_are_not(fit, monkeypatch):
+    batches: dict[bool, list] = {True: [], False: []}
+
+    def forward(self, batch):
+        data = self.trainer.datamodule
+        batches[self.training].append((batch["image"], batch["label"], data))
+        return self.model(batch["image"])
+
+    monkeypatch.setattr(FastCifarModule, "forward_model", forward)
+    assert fit("cifar_fast.yaml")[0] == 0
+    images, labels, data = batches[False][0]
+    assert torch.equal(images, data.val_dataset.images[:8])
+    assert torch.equal(labels, data.val_dataset.labels[:8])
+    first, second = ([*images] for images, _, _ in (batches[True][0], batches[True][3]))
+    originals = data.train_dataset.images
+    changed = [not any(torch.equal(image, other) for other in originals) for image in first]
+    assert sum(changed) > 4  # one in 50 stays as it is
+    labels = torch.cat([labels for _, labels, _ in batches[True][:3]])
+    assert labels.bincount().tolist() == [8, 8, 8]  # an epoch has each image once
+    assert not any(torch.equal(image, other) for image in first for other in second)
+
+
+def test_images_are_moved_and_mirrored_no_further_than_asked(fit, monkeypatch):
+    """Without padding nothing moves: an image is itself or its mirror image."""
+    seen = []
+
+    def forward(self, batch):
+        if self.training:
+            seen.append((batch["image"], self.trainer.datamodule.train_dataset.images))
+        return self.model(batch["image"])
+
+    monkeypatch.setattr(FastCifarModule, "forward_model", forward)
+    assert fit("cifar_fast.yaml", "--data.padding=0")[0] == 0
+    for images, originals in seen:
+        known = torch.cat([originals, originals.flip(-1)])
+        for image in images:
+            assert (image == known).flatten(1).all(1).any()
+
+
+def test_there_is_one_copy_of_the_images(fit, monkeypatch):
+    made = []
+    original = FastCifarData.create_data
+
+    def create_data(self):
+        original(self)
+        made.append(self)
+
+    monkeypatch.setattr(FastCifarData, "create_data", create_data)
+    assert fit("cifar_fast.yaml", "--trainer.max_steps=2")[0] == 0
+    [data] = made
+    assert data.test_dataset is data.predict_dataset is data.val_dataset
+    assert data.n_workers == 0
+
+
+def test_the_rates_fall_to_zero_at_the_last_iteration(fit, sessions):
+    assert fit("cifar_fast.yaml")[0] == 0
+    checkpoint = torch.load(sessions()[0] / "checkpoints/last.ckpt")
+    assert [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]] == [0, 0]
+
+
+def test_its_network_takes_less_than_an_eighth_of_the_guides_work(images):
+    """Multiplications of the convolutions for one image."""
+
+    def work(model: nn.Module) -> int:
+        total = [0]
+
+        def count(layer: nn.Conv2d, inputs: tuple, output: torch.Tensor) -> None:
+            total[0] += layer.weight.numel() * output[0, 0].numel()
+
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_hook(count)
+        model.eval()(torch.zeros(1, 3, 32, 32))
+        return total[0]
+
+    counts = []
+    for module in (CifarModule(), FastCifarModule()):
+        module.create_model()
+        counts.append(work(module.model))
+    assert counts[1] * 8 < counts[0]

@@ -3,9 +3,10 @@
 python benchmarks/cifar_fast.py --seeds 3
 python benchmarks/cifar_fast.py --until 0.624 --rounds 2
 
-Needs the images in data/cifar10. The first trains the recipe whole, with each seed, and tests it. The
-second starts both in turn and stops each at the first validation that reaches the score: the time is
-from the command on, imports and reading the images included, and once more from the first iteration.
+Needs the images in data/cifar10. The first trains the recipe whole, with each seed, and tests it.
+The second starts both in turn and stops each at the first validation that reaches the score: the
+time is from the command on, imports and reading the images included, and once more from the start
+of training.
 """
 
 import argparse

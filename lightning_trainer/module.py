@@ -204,10 +204,11 @@ class BaseModule(pl.LightningModule):
         if self.model is not None:
             return
         self._call_hook("create_model", "model", nn.Module)
+        model: Any = self.model
         if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)
         if self.compiles:
-            self.model.compile()  # in place: the names of the weights stay
+            model.compile()  # in place: the names of the weights stay
         self._call_hook("create_loss", "loss_fn", Callable)
         self._call_hook("create_metrics", "train_metrics", (Metric, MetricCollection))
         self._require("create_metrics", "val_metrics", (Metric, MetricCollection))

@@ -693,3 +693,36 @@ def test_tensorboard_without_its_logger_says_how_to_have_one():
     make_trainer().validate(module, datamodule=TinyData(), verbose=False)
     with pytest.raises(RuntimeError, match=r"`self.tensorboard` needs a TensorBoardLogger: .*"):
         _ = module.tensorboard
+
+
+# Faster settings ------------------------------------------------------------------------------
+
+
+def test_channels_last_lays_out_the_kernels_and_nothing_else():
+    class Convolving(TinyModule):
+        def create_model(self) -> None:
+            self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 2))
+
+    for channels_last in (False, True):
+        module = Convolving(channels_last=channels_last)
+        module.configure_model()
+        convolution, linear = module.model
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert linear.weight.is_contiguous()
+
+
+def test_a_compiled_model_trains_and_its_checkpoint_fits_one_that_is_not(
+    run, config, sessions, monkeypatch
+):
+    compiled = []
+
+    def compile_eagerly(call: Any, **options: Any) -> Any:
+        compiled.append(call)
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    code, _, err = run("fit", "--config", config, "--model.compile=true", "--trainer.max_steps=5")
+    assert (code, len(compiled)) == (0, 1), err
+    code, _, err = run("fit", "--ckpt_path", sessions()[0], "--model.compile=false",
+                       "--trainer.max_steps=10")  # fmt: skip
+    assert (code, len(compiled)) == (0, 1), err

@@ -44,6 +44,11 @@ def test_crops_and_flips_are_distributed_as_torchvisions():
     assert ((counts - 1000) ** 2 / 1000).sum() < 40.8
 
 
+def test_told_so_it_mirrors_none():
+    made = random_crop_and_flip(IMAGES, SEEDS, padding=0, flips=False)
+    assert torch.equal(made, IMAGES)
+
+
 def test_a_sample_depends_on_its_seed_alone():
     whole = random_crop_and_flip(IMAGES, SEEDS, 2)
     order = torch.randperm(40)

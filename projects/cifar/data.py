@@ -38,11 +38,14 @@ class CifarData(BaseDataModule):
     Args:
         root: Folder of the data; its layout is recognised.
         image_size: Height and width that images of a folder are resized to, in pixels.
+        n_held_out: Training images that serve as validation images instead: to choose settings by.
     """
 
-    def __init__(self, root: str = "data/cifar10", image_size: int = 32, **kwargs) -> None:
+    def __init__(
+        self, root: str = "data/cifar10", image_size: int = 32, n_held_out: int = 0, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
-        self.root, self.image_size = Path(root), image_size
+        self.root, self.image_size, self.n_held_out = Path(root), image_size, n_held_out
 
     def prepare_data(self) -> None:
         if self._is_image_folder():
@@ -59,14 +62,27 @@ class CifarData(BaseDataModule):
     def create_data(self) -> None:
         read = self._read_folder if self._is_image_folder() else self._read_cifar
         self.train_dataset, classes = read("train")
-        self.val_dataset, val_classes = read("test")
-        self.test_dataset = self.predict_dataset = self.val_dataset
-        if classes != val_classes:
+        self.test_dataset, test_classes = read("test")
+        if classes != test_classes:
             raise FileNotFoundError(
                 f"the classes in {self.root}/train and {self.root}/test differ "
-                f"({sorted(set(classes) ^ set(val_classes))}): make the same folders in both"
+                f"({sorted(set(classes) ^ set(test_classes))}): make the same folders in both"
             )
         self.classes = classes
+        self.val_dataset = self.predict_dataset = self.test_dataset
+        if self.n_held_out:
+            self._hold_out()
+
+    def _hold_out(self) -> None:
+        images, labels = self.train_dataset.images, self.train_dataset.labels
+        n = len(labels) - self.n_held_out
+        if not 0 < n < len(labels):
+            raise ValueError(
+                f"`data.n_held_out` is {self.n_held_out}: it must be between 0 and the number of "
+                f"training images, {len(labels)}"
+            )
+        self.train_dataset = Images(images[:n], labels[:n])
+        self.val_dataset = Images(images[n:], labels[n:])
 
     def _is_image_folder(self) -> bool:
         return (self.root / "train").is_dir()

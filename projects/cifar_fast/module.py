@@ -25,6 +25,7 @@ class FastCifarModule(CifarModule):
         learning_rate: Of Muon, for the kernels of the convolutions; falls linearly to zero.
         other_learning_rate: Of AdamW, for all else.
         label_smoothing: Share of the label that is spread over all classes.
+        muon: Whether kernels are Muon's; else all is AdamW's.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class FastCifarModule(CifarModule):
         learning_rate: float = 0.2,
         other_learning_rate: float = 5e-3,
         label_smoothing: float = 0.1,
+        muon: bool = True,
         **kwargs,
     ) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
@@ -59,13 +61,11 @@ class FastCifarModule(CifarModule):
         kernels = [p for p in self.model.parameters() if p.ndim == 4]
         others = [p for p in self.model.parameters() if p.ndim < 4]
         hp = self.hparams
-        self.optimiser = Muon(
-            [
-                {"params": kernels, "lr": hp.learning_rate, "use_muon": True},
-                {"params": others, "lr": hp.other_learning_rate, "use_muon": False},
-            ],
-            momentum=0.6,
-            ns_steps=3,
-        )
+        groups = [{"params": others, "lr": hp.other_learning_rate, "use_muon": False}]
+        if hp.muon:
+            groups.append({"params": kernels, "lr": hp.learning_rate, "use_muon": True})
+        else:
+            groups[0]["params"] += kernels
+        self.optimiser = Muon(groups, momentum=0.6, ns_steps=3)
         n_iterations = int(self.trainer.estimated_stepping_batches)
         self.scheduler = LinearLR(self.optimiser, 1.0, 0.0, n_iterations)

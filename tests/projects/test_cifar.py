@@ -180,6 +180,24 @@ def test_a_batch_is_the_samples_stacked(shared_images):
     assert len(dataset) == 24
 
 
+def test_training_images_can_be_held_out_to_choose_by(shared_images):
+    whole, split = CifarData(str(shared_images)), CifarData(str(shared_images), n_held_out=5)
+    whole.create_data()
+    split.create_data()
+    images = whole.train_dataset.images
+    assert torch.equal(split.train_dataset.images, images[:19])
+    assert torch.equal(split.val_dataset.images, images[19:])
+    assert torch.equal(split.val_dataset.labels, whole.train_dataset.labels[19:])
+    assert torch.equal(split.test_dataset.images, whole.val_dataset.images)
+
+
+@pytest.mark.parametrize("n", [24, -1])
+def test_as_many_as_there_are_can_not_be_held_out(fit, shared_images, n):
+    result = fit(shared_images, "--model.n_classes=3", f"--data.n_held_out={n}")
+    assert is_one_message(result)
+    assert f"`data.n_held_out` is {n}" in result[2]
+
+
 # CIFAR-10 as torchvision has it ---------------------------------------------------------------
 
 

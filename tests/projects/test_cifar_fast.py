@@ -95,6 +95,26 @@ def test_there_is_one_copy_of_the_images(fit, monkeypatch):
     assert data.n_workers == 0
 
 
+def test_each_set_is_taken_from_its_own_images(fit, run, sessions, monkeypatch):
+    seen: dict[str, torch.Tensor] = {}
+
+    def forward(self, batch):
+        data, state = self.trainer.datamodule, self.trainer.state
+        seen[state.fn] = batch["image"]
+        seen[f"{state.fn} of"] = (
+            data.val_dataset if state.fn in ("fit", "validate") else data.test_dataset
+        ).images
+        return self.model(batch["image"])
+
+    monkeypatch.setattr(FastCifarModule, "forward_model", forward)
+    assert fit("cifar_fast.yaml", "--data.n_held_out=7")[0] == 0
+    for command in ("validate", "test", "predict"):
+        assert run(command, "--ckpt_path", sessions()[0])[0] == 0
+    for command in ("fit", "validate", "test", "predict"):  # the last batch, of a validation in fit
+        images, originals = seen[command], seen[f"{command} of"]
+        assert torch.equal(images, originals[-len(images) :]), command
+
+
 def test_the_rates_fall_to_zero_at_the_last_iteration(fit, sessions):
     assert fit("cifar_fast.yaml")[0] == 0
     checkpoint = torch.load(sessions()[0] / "checkpoints/last.ckpt")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 # Need no torch: each is a module with a function of that name, from arguments to exit code.
-_LIGHT_COMMANDS = ("sessions", "compare")
+_LIGHT_COMMANDS = ("sessions", "compare", "new")
 
 
 def main(args: Sequence[str] | None = None) -> None:

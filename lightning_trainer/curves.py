@@ -5,7 +5,7 @@ import csv
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-_TAIL_BYTES = 2**14
+_TAIL_BYTES = 2**13
 
 Curve = tuple[list[int], list[float]]  # iterations and values
 
@@ -24,16 +24,17 @@ class Curves:
             self._columns = next(_rows([file.readline()]), [])
         self.names = [name for name in self._columns if name != "step"]
 
-    def newest(self) -> dict[str, float]:
-        """Each name's newest value, and the highest "step", from the end of the file only."""
+    def newest(self, name: str) -> dict[str, float]:
+        """The newest value of a name, and the highest "step", from the end of the file only."""
         newest: dict[str, float] = {}
+        wanted = (name, "step")
         with contextlib.suppress(OSError, csv.Error), self.path.open("rb") as file:
             file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
             file.readline()  # the file's first line, or a part of one
             for row in _rows(file):
                 # Not always the last row's: a test is logged at the best checkpoint's iteration.
                 highest = newest.get("step", 0.0)
-                newest |= self._numbers(row, self._columns)
+                newest |= self._numbers(row, wanted)
                 if newest:
                     newest["step"] = max(newest["step"], highest)
         return newest

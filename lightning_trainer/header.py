@@ -1,4 +1,4 @@
-"""What a checkpoint tells besides its tensors, read without torch in less than a millisecond."""
+"""What a checkpoint tells besides its tensors, read without torch in milliseconds."""
 
 import io
 import pickle

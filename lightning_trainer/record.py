@@ -80,7 +80,7 @@ class Record:
             settings=flatten(config),
         )
         log = _read_end(session.log())
-        record._add_progress(header, curves.newest(), log)
+        record._add_progress(header, curves.newest("timing/examples_per_s"), log)
         record._add_score(header, curves)
         record.state = record._find_state(header, log)
         return record

@@ -124,7 +124,8 @@ def is_session(path: Path) -> bool:
 
 def format_records(records: list[Record], form: str) -> str:
     """The sessions as csv, json, markdown or as a table for the terminal."""
-    rows = [row(record, differing(records)) for record in records]
+    options = differing(records)
+    rows = [row(record, options) for record in records]
     if form == "json":
         return json.dumps([_plain(values) for values in rows], indent=2, default=str) + "\n"
     if form == "csv":

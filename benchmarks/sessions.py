@@ -49,9 +49,8 @@ def time_command(n_rounds: int, *arguments: str) -> str:
     times = []
     for _ in range(n_rounds):
         started_s = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "cli.py", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-        )
+        command = [sys.executable, "cli.py", *arguments]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         times.append(time.perf_counter() - started_s)
     return f"{statistics.median(times):.2f} | {min(times):.2f} | {max(times):.2f} |"
 

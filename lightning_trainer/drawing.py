@@ -49,7 +49,7 @@ def draw(numbers: Mapping[str, Mapping[str, Curve]], smooth: float, output: Path
     for n, (name, curves) in enumerate(numbers.items(), start=1):
         axes = figure.add_subplot(n_rows, n_columns, n)
         axes.set(xlabel="iteration", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
         axes.grid(alpha=0.3)
         for label, curve in curves.items():
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))

@@ -21,6 +21,7 @@ NAME = re.compile(
     r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)"  # of Session.create
 )
 _EVALUATION = re.compile(r"\((validate|test|predict), ")  # in what the lock says of its holder
+_EVALUATES = re.compile(r"^python \S+ (validate|test|predict)\b")  # a recorded command
 _LOG_BYTES = 2**14
 _START = re.compile(r"^(?:Going on with |Parameters: )", re.MULTILINE)
 _END = re.compile(r"^(Finished|Stopped|Stopped by \w+) at iteration (\d+)$", re.MULTILINE)
@@ -71,18 +72,20 @@ class Record:
         environment = _read_mapping(session.environment)
         named = NAME.fullmatch(path.name)
         tag, started = (named["tag"], _iso(named["started"])) if named else (path.name, "")
+        # A session of its own may also be that of a test, of a checkpoint from elsewhere.
+        trains = not _EVALUATES.search(str(environment.get("command", "")))
         record = cls(
             path,
             tag=str(config.get("tag") or tag),
             started=str(environment.get("started") or started),
-            max_steps=_natural(_part(config, "trainer").get("max_steps")),
+            max_steps=_natural(_part(config, "trainer").get("max_steps")) if trains else None,
             commit=_commit(environment),
             settings=flatten(config),
         )
         log = _read_end(session.log())
         record._add_progress(header, curves.newest("timing/examples_per_s"), log)
         record._add_score(header, curves)
-        record.state = record._find_state(header, log)
+        record.state = record._find_state(header, log, trains)
         return record
 
     def _add_progress(self, header: Mapping[str, Any], newest: dict[str, float], log: str) -> None:
@@ -118,7 +121,7 @@ class Record:
             if known:
                 self.best_iteration, self.best_score = max(known, key=lambda pair: sign * pair[1])
 
-    def _find_state(self, header: Mapping[str, Any], log: str) -> str:
+    def _find_state(self, header: Mapping[str, Any], log: str, trains: bool) -> str:
         """From what can't lie, a lock that ends with its process, to the log's last words."""
         holder = SessionLock(self.path).holder()
         if holder and not _EVALUATION.search(holder):
@@ -133,8 +136,10 @@ class Record:
         newest_start = [0, *(start.start() for start in _START.finditer(log))][-1]
         log = log[newest_start:]
         end = _END.search(log)
+        if end is None and _ERROR.search(log):
+            return FAILED
         if end is None:
-            return FAILED if _ERROR.search(log) else INTERRUPTED
+            return INTERRUPTED if trains else FINISHED
         return {"Finished": FINISHED, "Stopped": FAILED}.get(end[1], INTERRUPTED)
 
 

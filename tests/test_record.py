@@ -159,6 +159,16 @@ def test_settings_have_the_names_of_their_options():
     }
 
 
+@pytest.mark.parametrize(("said", "state"), [("", "finished"), ("error: no data\n", "failed")])
+def test_a_session_of_a_test_only_has_no_iterations_to_come(tmp_path, said, state):
+    rows = [{"step": 400, "test/accuracy": 0.5}]
+    session = make_session(tmp_path, rows=rows, log=f"Session: a\nCheckpoint: b\n{said}")
+    with session.joinpath("environment.yaml").open("a") as file:
+        file.write("command: python cli.py test --config a.yaml --ckpt_path b.ckpt\n")
+    record = Record.read(session)
+    assert (record.iteration, record.max_steps, record.state) == (400, None, state)
+
+
 def test_a_lost_config_is_read_from_the_checkpoint(tmp_path):
     config = {"tag": "kept", "trainer": {"max_steps": 30}}
     session = make_session(tmp_path, checkpoint=make_checkpoint(30, session_config=config))

@@ -4,6 +4,7 @@ python cli.py sessions
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import json
@@ -105,8 +106,9 @@ def find_sessions(folder: Path) -> list[Path]:
     for path in inside:
         if is_session(path):
             found.append(path)
-        elif os.access(path, os.R_OK | os.X_OK):
-            found += [below for below in _folders(path) if is_session(below)]
+        else:
+            with contextlib.suppress(PermissionError):  # of someone else
+                found += [below for below in _folders(path) if is_session(below)]
     return found
 
 

@@ -1,14 +1,19 @@
 """One process at a time writes into a session folder."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
+import struct
 import sys
 from datetime import datetime
 from pathlib import Path
 
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+# C's `struct flock`: its fields' types and where `l_type` stands among them.
+_FLOCK, _TYPE_AT = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
 
 
 class SessionLock:
@@ -51,6 +56,19 @@ class SessionLock:
         os.ftruncate(file, 0)
         os.write(file, holder.encode())
         self._file = file
+        return None
+
+    def holder(self) -> str | None:
+        """Who has it, as `acquire` says it, or None; not for the process that has it.
+
+        It is not taken even for a moment, in which a run that starts would be turned away.
+        """
+        fields = [0] * 5
+        fields[_TYPE_AT] = fcntl.F_WRLCK
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *fields))
+            if struct.unpack(_FLOCK, answer)[_TYPE_AT] != fcntl.F_UNLCK:
+                return file.read().decode(errors="replace") or "another process"
         return None
 
     def release(self) -> None:

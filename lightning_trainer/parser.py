@@ -23,6 +23,9 @@ _DESCRIPTION = """Trains, tests and applies a project's model. Each run has a se
     fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
     test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
     verify --config configs/digits.yaml          proves that restarts of this project are exact
+    new NAME                                     starts a project that trains at once
+    sessions                                     a table of all sessions
+    compare SESSION SESSION ...                  what differs, and their curves in one picture
 
 Any key of a config file is an option as well and wins over the file:
 
@@ -35,6 +38,8 @@ _COMMANDS = {
     "test": "Scores a session's best checkpoint on the test data.",
     "predict": "Writes a session's best checkpoint's outputs to predictions.pt.",
 }
+
+_OTHER_COMMANDS = ("verify", "new", "sessions", "compare")  # each with a parser of its own
 
 _OWN_OPTIONS = """
 The options of a project's own classes:
@@ -105,7 +110,7 @@ class SessionParser(LightningArgumentParser):
         for action in self._actions:
             names.update(option.lstrip("-") for option in action.option_strings)
             if isinstance(action, argparse._SubParsersAction):
-                names.update(action.choices)
+                names.update(action.choices, _OTHER_COMMANDS)
                 for parser in action.choices.values():
                     names |= parser._options()
         return names

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_trainer import BaseDataModule, BaseModule
-from lightning_trainer.cli import main
+from lightning_trainer.main import main
 
 # The tests' models are too small for threads, which only get in each other's way.
 torch.set_num_threads(1)
@@ -141,10 +141,8 @@ def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:
         [sys.executable, "cli.py", *map(str, args)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,49 @@ def test_every_command_on_a_session_works_on_the_main_commands_session(run, sess
     assert str(session) in out
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "--ckpt_path" not in c])
+@pytest.fixture
+def place(session, tmp_path, monkeypatch) -> Path:
+    """The current folder, with cli.py and sessions of the tags that the README compares."""
+    shutil.copy(ROOT / "cli.py", tmp_path)
+    for tag in ("digits", "lr1e-3", "wide"):
+        path = tmp_path / "experiments" / session.name.replace("digits", tag)
+        shutil.copytree(session, path)
+        config = path / "config.yaml"
+        config.write_text(config.read_text().replace("tag: digits", f"tag: {tag}"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+LIGHT = ("sessions", "compare", "new")
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.split()[0] in LIGHT])
+def test_every_command_that_looks_at_sessions_or_starts_a_project_works(
+    run, session, place, command
+):
+    arguments = shlex.split(command.replace("experiments/session_...", str(session)))
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    shown = {"sessions": "lr1e-3", "compare": "Curves: ", "new": "configs/mine.yaml"}
+    assert shown[arguments[0]] in out
+
+
+def test_the_excerpts_of_sessions_and_compare_have_the_form_of_real_ones(run, place):
+    differing = ["width", "learning_rate"]
+    title, *_ = block_after("sessions excerpt").splitlines()
+    real_title, *_ = run("sessions")[1].splitlines()
+    assert [word for word in title.split() if word not in differing] == real_title.split()
+    rows = block_after("compare excerpt").splitlines()
+    real_rows = run("compare", "digits", "lr1e-3", "wide")[1].splitlines()
+    assert (rows[0].split(), rows[-1]) == (real_rows[0].split(), real_rows[-1])
+    names = [row.split()[0] for row in rows]
+    assert [n for n in names if n not in differing] == [row.split()[0] for row in real_rows]
+
+
+OTHERS = [c for c in commands() if "--ckpt_path" not in c and c.split()[0] not in LIGHT]
+
+
+@pytest.mark.parametrize("command", OTHERS)
 def test_every_other_command_is_accepted(run, command):
     arguments = [word for word in shlex.split(command) if word != "..."]
     if arguments[0] == "verify":
@@ -95,25 +138,3 @@ def test_every_other_command_is_accepted(run, command):
     if "--help" not in arguments and not any(word.endswith(".help") for word in arguments):
         arguments += ["--print_config"]
     assert run(*arguments)[0] == 0
-
-
-def test_the_four_steps_lead_to_a_project_that_trains(tmp_path):
-    subprocess.run(["cp", "-r", ROOT / "cli.py", ROOT / "projects", ROOT / "configs", tmp_path])
-    steps = re.findall(r"`(cp [^`]+)`", README)
-    assert len(steps) == 2
-    for step in steps:
-        subprocess.run(step.replace("NAME", "mine"), shell=True, check=True, cwd=tmp_path)
-    config = tmp_path / "configs/mine.yaml"
-    config.write_text(config.read_text().replace("projects.digits", "projects.mine"))
-    project = tmp_path / "projects/mine/__init__.py"
-    project.write_text(project.read_text().replace("width: int = 32", "width: int = 4"))
-    command = [sys.executable, "cli.py", "fit", "--config", "configs/mine.yaml"]
-    process = subprocess.run(
-        [*command, "--trainer.max_steps", "20"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    assert "Finished at iteration 20" in process.stdout

@@ -99,11 +99,10 @@ def test_each_set_is_taken_from_its_own_images(fit, run, sessions, monkeypatch):
     seen: dict[str, torch.Tensor] = {}
 
     def forward(self, batch):
-        data, state = self.trainer.datamodule, self.trainer.state
-        seen[state.fn] = batch["image"]
-        seen[f"{state.fn} of"] = (
-            data.val_dataset if state.fn in ("fit", "validate") else data.test_dataset
-        ).images
+        data, command = self.trainer.datamodule, self.trainer.state.fn.value
+        of_validation = command in ("fit", "validate")
+        seen[command] = batch["image"]
+        seen[f"{command} of"] = (data.val_dataset if of_validation else data.test_dataset).images
         return self.model(batch["image"])
 
     monkeypatch.setattr(FastCifarModule, "forward_model", forward)

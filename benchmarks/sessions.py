@@ -1,0 +1,81 @@
+"""How long a table of many sessions takes, and a comparison of a few with long curves.
+
+python benchmarks/sessions.py
+python benchmarks/sessions.py --sessions 1000 --rows 10000
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def train(folder: Path) -> Path:
+    """A session of the embedded project."""
+    arguments = ["fit", "--config", "configs/digits.yaml", "--output_path", str(folder)]
+    subprocess.run(
+        [sys.executable, "cli.py", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
+    return next(folder.iterdir())
+
+
+def copy(session: Path, n_sessions: int, n_rows: int, folder: Path) -> None:
+    """Sessions that differ in learning rate and width, each with so many rows of numbers."""
+    config = (session / "config.yaml").read_text()
+    header, *rows = (session / "metrics.csv").read_text().splitlines()
+    values = [row.partition(",")[2] for row in rows]
+    numbers = [f"{10 * n},{values[n % len(values)]}" for n in range(1, n_rows + 1)]
+    for n in range(n_sessions):
+        path = (
+            folder
+            / f"session_node1_2024_02_29_{n // 3600:02d}_{n // 60 % 60:02d}_{n % 60:02d}_a{n}"
+        )
+        shutil.copytree(session, path)
+        changed = config.replace("learning_rate: 0.003", f"learning_rate: {1e-3 * (n + 1):.4f}")
+        path.joinpath("config.yaml").write_text(changed.replace("width: 32", f"width: {n % 7}"))
+        path.joinpath("metrics.csv").write_text("\n".join([header, *numbers]) + "\n")
+
+
+def time_command(n_rounds: int, *arguments: str) -> str:
+    """Median, fastest and slowest of some runs in processes of their own."""
+    times = []
+    for _ in range(n_rounds):
+        started_s = time.perf_counter()
+        command = [sys.executable, "cli.py", *arguments]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        times.append(time.perf_counter() - started_s)
+    return f"{statistics.median(times):.2f} | {min(times):.2f} | {max(times):.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=300)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print("| | median s | fastest | slowest |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "experiments")
+        session = train(Path(temporary, "trained"))
+        copy(session, options.sessions, options.rows, folder)
+        few = [str(path) for path in sorted(folder.iterdir())[:6]]
+        picture = ["--output", str(Path(temporary, "compare.png"))]
+        empty = Path(temporary, "empty")
+        empty.mkdir()
+        print("| `sessions` of none |", time_command(options.rounds, "sessions", str(empty)))
+        title = f"| `sessions` of {options.sessions}, {options.rows} rows each |"
+        print(title, time_command(options.rounds, "sessions", str(folder)))
+        print("| `compare` of 6 |", time_command(options.rounds, "compare", *few, *picture))
+
+
+if __name__ == "__main__":
+    main()

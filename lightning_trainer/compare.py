@@ -1,0 +1,180 @@
+"""What differs between sessions, and their curves over each other in one picture.
+
+python cli.py compare experiments/session_... experiments/session_...
+python cli.py compare baseline lr3e-3 --smooth 0.9
+"""
+
+import argparse
+import contextlib
+import math
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from lightning_trainer.columns import short_names, shown_columns
+from lightning_trainer.curves import Curve, Curves
+from lightning_trainer.options import CommandParser, did_you_mean
+from lightning_trainer.record import Record
+from lightning_trainer.sessions import find_sessions, format_records, terminal_width
+from lightning_trainer.table import Column, format_table
+
+_DESCRIPTION = (
+    """Shows scores and differing settings of sessions side by side, and draws their curves."""
+)
+
+
+def compare(argv: list[str]) -> int:
+    """Runs the command; returns its exit code.
+
+    Args:
+        argv: Command line after `compare`.
+    """
+    parser = CommandParser("compare", description=_DESCRIPTION)
+    parser.add_argument(
+        "sessions",
+        nargs="+",
+        metavar="SESSION",
+        help="a session folder, a folder of several, a tag (all sessions that have it), or a part "
+        "of a session's name",
+    )
+    parser.add_argument(
+        "--folder",
+        default="experiments",
+        help="where tags and names are looked for (default: experiments)",
+    )
+    parser.add_argument(
+        "--number",
+        action="append",
+        metavar="NAME",
+        help="what to draw, e.g. val/loss; may be repeated (default: loss and score)",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=_weight,
+        default=0.0,
+        metavar="WEIGHT",
+        help="weight of what came before in a moving mean, from 0 to below 1 (default: 0)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("compare.png"),
+        metavar="FILE",
+        help="the picture: .png, .pdf or .svg (default: compare.png)",
+    )
+    options = parser.parse_args(argv)
+    try:
+        records = find_records(options.sessions, Path(options.folder))
+        print(_side_by_side(records), end="", flush=True)
+        curves = read_curves(records, options.number)
+    except (OSError, ValueError) as ex:
+        parser.error(str(ex))
+    from lightning_trainer.drawing import draw  # matplotlib takes half a second
+
+    try:
+        draw(curves, options.smooth, options.output)
+    except (OSError, ValueError) as ex:
+        reason = ex.strerror if isinstance(ex, OSError) else ex
+        parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
+    print(f"Curves: {options.output}")
+    return 0
+
+
+def _weight(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to below 1")
+
+
+def find_records(names: list[str], folder: Path) -> list[Record]:
+    """The sessions that are meant, each once.
+
+    Args:
+        names: Folders, tags, or parts of sessions' names.
+        folder: Where tags and names are looked for.
+
+    Raises:
+        OSError: If the folder can't be read.
+        ValueError: If a name is that of no session.
+    """
+    found: dict[Path, Record] = {}
+    known: list[Record] = []
+    for name in names:
+        if Path(name).is_dir():
+            chosen = [Record.read(path) for path in find_sessions(Path(name))]
+            if not chosen:
+                raise ValueError(f"{name!r} is no session folder, and there is none in it")
+        else:
+            known = known or [Record.read(path) for path in find_sessions(folder)]
+            chosen = _named(name, known, folder)
+        found |= {record.path.resolve(): record for record in chosen}
+    return list(found.values())
+
+
+def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
+    """Those with this tag, or else those with this text in the name of their folder."""
+    if tagged := [record for record in records if record.tag == name]:
+        return tagged
+    if named := [record for record in records if name in record.path.name]:
+        return named
+    near = get_close_matches(name, {record.tag for record in records})
+    raise ValueError(
+        f"{name!r} is no session, nor a tag or a part of a session's name in {folder}"
+        + did_you_mean(near)
+    )
+
+
+def _labels(records: list[Record]) -> list[str]:
+    """The tags, where they tell the sessions apart, else the names of the folders."""
+    kinds = ([record.tag for record in records], short_names(records))
+    paths = [str(record.path) for record in records]
+    return next((labels for labels in kinds if len({*labels}) == len(labels)), paths)
+
+
+def _side_by_side(records: list[Record]) -> str:
+    """A column for each session, or a row where so many columns are wider than the terminal."""
+    rows = shown_columns(records)[1:]  # the label says which session it is
+    titles = Column("", [column.title for column in rows], is_text=True)
+    cells = zip(*(column.cells for column in rows), strict=True)
+    turned = [
+        Column(label, list(column)) for label, column in zip(_labels(records), cells, strict=True)
+    ]
+    text, left_out = format_table([titles, *turned], terminal_width())
+    return format_records(records, "table") if left_out else text
+
+
+def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dict[str, Curve]]:
+    """Each number's curves by session; says which session has none.
+
+    Args:
+        records: The sessions.
+        names: The numbers; None for the loss and the scores.
+
+    Raises:
+        ValueError: If none of the sessions has such a number.
+    """
+    scores = [record.score_name for record in records if record.score_name]
+    wanted = list(dict.fromkeys(names or ["train/loss", *scores]))
+    files = [Curves(record.path / "metrics.csv") for record in records]
+    read = dict(zip(_labels(records), (file.read(wanted) for file in files), strict=True))
+    logged = list(dict.fromkeys(name for file in files for name in file.names))
+    drawn = {}
+    for name in wanted:
+        drawn[name] = {
+            label: curves[name]
+            for label, curves in read.items()
+            if name in curves and any(map(math.isfinite, curves[name][1]))
+        }
+        if not drawn[name]:
+            raise ValueError(
+                f"no session has logged the number {name!r}"
+                + (did_you_mean(get_close_matches(name, logged)) or _choice(logged))
+            )
+        if without := [label for label in read if label not in drawn[name]]:
+            print(f"No {name} in {', '.join(without)}", file=sys.stderr)
+    return drawn
+
+
+def _choice(names: list[str]) -> str:
+    return f": there is {', '.join(names)}" if names else ", nor any other"

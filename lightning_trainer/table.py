@@ -1,0 +1,84 @@
+"""A table as text: for a terminal of some width, or as markdown."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+_GAP = "  "
+_SHORTEST = 16  # characters that a shortened cell keeps
+
+
+@dataclass
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: What stands above it.
+        cells: From the first row to the last.
+        is_text: Whether it is aligned at its left and may be shortened there, where names are
+            most alike; a number is never shortened.
+    """
+
+    title: str
+    cells: list[str]
+    is_text: bool = False
+
+    @property
+    def width(self) -> int:
+        """Characters of the widest cell."""
+        return max(len(text) for text in [self.title, *self.cells])
+
+    @property
+    def shortest(self) -> int:
+        """Characters that it needs at least."""
+        return min(self.width, _SHORTEST) if self.is_text else self.width
+
+    def lines(self, width: int) -> list[str]:
+        """Title and cells, all as wide."""
+        texts = [text if len(text) <= width else f"..{text[2 - width :]}"
+                 for text in [self.title, *self.cells]]  # fmt: skip
+        return [text.ljust(width) if self.is_text else text.rjust(width) for text in texts]
+
+
+def format_table(columns: list[Column], width: float) -> tuple[str, list[str]]:
+    """The table in a terminal of some width, with what does not fit in.
+
+    The last columns are left out where there is no room for them even if text is shortened.
+
+    Returns:
+        The table, and the titles of the columns that were left out.
+    """
+    shown = list(columns)
+    while len(shown) > 1 and _total([column.shortest for column in shown]) > width:
+        shown.pop()
+    widths = [column.width for column in shown]
+    while _total(widths) > width and widths != (shortest := [column.shortest for column in shown]):
+        long = [i for i, n in enumerate(widths) if n > shortest[i]]
+        widths[max(long, key=lambda i: widths[i])] -= 1
+    lines = [column.lines(n) for column, n in zip(shown, widths, strict=True)]
+    text = "".join(f"{_GAP.join(row).rstrip()}\n" for row in zip(*lines, strict=True))
+    return text, [column.title for column in columns[len(shown) :]]
+
+
+def _total(widths: list[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def format_markdown(columns: list[Column]) -> str:
+    """The table for a document or an issue."""
+    rules = ["---" if column.is_text else "---:" for column in columns]
+    cells = [[column.title, rule, *column.cells]
+             for column, rule in zip(columns, rules, strict=True)]  # fmt: skip
+    rows = zip(*cells, strict=True)
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows
+    )
+
+
+def show_value(value: Any) -> str:
+    """A value of a config as it would be typed, in one line."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str):
+        return " ".join(value.split())
+    return json.dumps(value, default=str)

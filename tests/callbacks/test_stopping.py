@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 
 import lightning.pytorch as pl
@@ -220,15 +219,13 @@ def test_a_signal_in_an_evaluation_ends_it(run, config, sessions, monkeypatch, c
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1]
 )
-def test_a_signal_to_the_whole_process_group_ends_it_saved_and_soon(config, sessions, number):
+def test_a_signal_to_the_whole_process_group_ends_it_saved(config, sessions, number):
     """Data workers and the process that writes log.txt are in the group."""
     flags = ("--data.n_workers=2", "--trainer.max_steps=100000")
     process = start_process("fit", "--config", config, *flags, start_new_session=True)
     assert any("Iteration     40/" in line for line in iter(process.stdout.readline, ""))
     os.killpg(process.pid, number)
-    started_s = time.monotonic()
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - started_s < 8
     assert process.returncode == 128 + number, err
     stopped = re.search(rf"Stopped by {number.name} at iteration (\d+)\n", out)
     assert last(sessions()[0])["global_step"] == int(stopped[1])

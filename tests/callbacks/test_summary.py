@@ -147,6 +147,8 @@ def test_tensorboard_has_the_hyper_parameters_with_the_best_score(run, config, s
         "model.extra_metrics": False,
         "model.vis_iterations": 500,
         "model.score_mode": "max",
+        "model.channels_last": False,
+        "model.compile": False,
         "data": "scripted.ScriptedData",
         "data.n_samples": 24,
         "trainer.max_steps": 12,

@@ -33,7 +33,9 @@ def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
     """
     for callback in callbacks:
         for name in _EACH_BATCH:
-            if getattr(type(callback), name) is getattr(Callback, name):
+            # Lightning's LambdaCallback has its hooks in the instance.
+            inherited = getattr(type(callback), name) is getattr(Callback, name)
+            if inherited and name not in vars(callback):
                 setattr(callback, name, None)
 
 

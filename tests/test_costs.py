@@ -15,8 +15,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import ROOT, TinyDataset, TinyModule
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import default_collate
+
+from lightning_trainer.overhead import skip_empty_hooks
 
 PACKAGE = str(ROOT / "lightning_trainer")
 SHORT, LONG = 30, 130
@@ -190,6 +193,15 @@ class OneHook(pl.Callback):
 
     def on_train_batch_end(self, *args) -> None:
         OneHook.ended += 1
+
+
+def test_a_hook_that_only_the_instance_has_is_called():
+    ended: list[int] = []
+    callback = LambdaCallback(on_train_batch_end=lambda *args: ended.append(1))
+    skip_empty_hooks([callback])
+    assert callback.on_train_batch_start is None
+    callback.on_train_batch_end()
+    assert ended == [1]
 
 
 def test_a_profiler_that_is_asked_for_sees_the_hooks(run, config, tmp_path):

@@ -6,33 +6,37 @@ seeds, functions of the run's seed, the epoch and the sample. The result is that
 (benchmarks/images.py).
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 # The finaliser of SplitMix64 and its increment: Steele, Lea, Flood, "Fast splittable pseudorandom
 # number generators", OOPSLA 2014.
 _INCREMENT = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
+# Images that a processor moves at a time: what lies in between then stays in its cache.
+_AT_ONCE = 128
 
-def draw(seeds: Tensor, stream: int, n: int) -> Tensor:
-    """For each seed an integer in [0, n), all equally likely; another `stream`, other numbers.
+
+def draw(seeds: Tensor, limits: Sequence[int]) -> list[Tensor]:
+    """For each seed an integer in [0, n), all equally likely, for each n of `limits`.
 
     Args:
         seeds: int64 (B,).
-        stream: Which of a sample's numbers, from 0 on.
-        n: How many values there are, far below 2**63.
+        limits: Each far below 2**63.
 
     Returns:
-        int64 (B,), on the device of `seeds`.
+        For each limit int64 (B,), on the device of `seeds`.
     """
-    bits = seeds + _signed((stream + 1) * _INCREMENT)
+    streams = torch.arange(1, len(limits) + 1, device=seeds.device)[:, None]
+    bits = seeds + streams * _signed(_INCREMENT)
     for shift, factor in zip((30, 27), _FACTORS, strict=True):
         bits = (bits ^ _shift_right(bits, shift)) * _signed(factor)
-    return _shift_right(bits ^ _shift_right(bits, 31), 1) % n
+    bits = _shift_right(bits ^ _shift_right(bits, 31), 1)
+    return [numbers % n for numbers, n in zip(bits, limits, strict=True)]
 
 
 def random_crop_and_flip(
@@ -55,9 +59,8 @@ def random_crop_and_flip(
         A new tensor like `images`.
     """
     n = 2 * padding + 1
-    top, left = draw(seeds, 0, n), draw(seeds, 1, n)
-    flipped = draw(seeds, 2, 1 + flips).bool()
-    return crop_and_flip(images, top, left, flipped, padding, fill)
+    top, left, flipped = draw(seeds, (n, n, 1 + flips))
+    return crop_and_flip(images, top, left, flipped.bool(), padding, fill)
 
 
 def crop_and_flip(
@@ -82,30 +85,38 @@ def crop_and_flip(
         A new tensor like `images`.
     """
     n_images, n_channels, height, width = images.shape
-    padded = _padded(images, padding, fill)
-    both = torch.stack([padded, padded.flip(3)])
+    n_at_once = max(min(n_images, _AT_ONCE) if images.device.type == "cpu" else n_images, 1)
+    # The padded images as they are, and mirrored.
+    both = images.new_zeros((2, n_at_once, n_channels, height + 2 * padding, width + 2 * padding))
     strides = both.stride()
     device = images.device
     # Where each row of the result begins among all values of `both`, (B, C, H).
-    rows = top[:, None] + torch.arange(height, device=device)
-    channels = torch.arange(n_channels, device=device)
-    begins = flipped * strides[0] + torch.arange(n_images, device=device) * strides[1]
-    begins += torch.where(flipped, 2 * padding - left, left)
-    begins = (begins[:, None] + channels * strides[2])[:, :, None] + rows[:, None] * strides[3]
+    begins = flipped * strides[0] + torch.arange(n_images, device=device) % n_at_once * strides[1]
+    begins += top * strides[3] + torch.where(flipped, 2 * padding - left, left)
+    channels = torch.arange(n_channels, device=device)[:, None] * strides[2]
+    begins = begins[:, None, None] + channels + torch.arange(height, device=device) * strides[3]
     # A row is copied as a whole: of the ways to do it in torch this is the fastest.
     all_rows = both.as_strided([both.numel() - width + 1, width], [1, 1])
-    return all_rows.index_select(0, begins.flatten()).view(images.shape)
+    result = images.new_empty(images.shape)
+    for first in range(0, n_images, n_at_once):
+        part = slice(first, first + n_at_once)
+        _fill(both[:, : len(images[part])], images[part], padding, fill)
+        rows = result[part].view(-1, width)
+        torch.index_select(all_rows, 0, begins[part].flatten(), out=rows)
+    return result
 
 
-def _padded(images: Tensor, padding: int, fill: str) -> Tensor:
-    if fill == "zeros":
-        return functional.pad(images, [padding] * 4)
-    for dim in (2, 3):  # torch's own reflection pads no integers on a GPU
-        size = images.shape[dim]
-        before = images.narrow(dim, 1, padding).flip(dim)
-        after = images.narrow(dim, size - 1 - padding, padding).flip(dim)
-        images = torch.cat([before, images, after], dim)
-    return images
+def _fill(both: Tensor, images: Tensor, padding: int, fill: str) -> None:
+    if fill == "zeros":  # which the borders are
+        both = both.narrow(3, padding, images.shape[2]).narrow(4, padding, images.shape[3])
+    else:
+        for dim in (2, 3):  # torch's own reflection pads no integers on a GPU
+            size = images.shape[dim]
+            before = images.narrow(dim, 1, padding).flip(dim)
+            after = images.narrow(dim, size - 1 - padding, padding).flip(dim)
+            images = torch.cat([before, images, after], dim)
+    both[0] = images
+    both[1] = images.flip(3)
 
 
 def _signed(number: int) -> int:

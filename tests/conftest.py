@@ -18,6 +18,7 @@ from lightning_trainer.main import main
 
 # The tests' models are too small for threads, which only get in each other's way.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
 ROOT = Path(__file__).parent.parent
 

@@ -268,7 +268,8 @@ def test_markdown_aligns_numbers_at_their_right():
     assert format_markdown(columns()).splitlines()[1] == "| --- | ---: | ---: |"
 
 
-def test_in_a_terminal_no_line_is_wider_than_it(experiments):
+def test_in_a_terminal_no_line_is_wider_than_it(experiments, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # it would win over the terminal's own width
     leader, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 60))
     process = start_process("sessions", experiments, stdout=follower, stderr=follower)

@@ -213,6 +213,11 @@ def test_a_profiler_that_is_asked_for_sees_the_hooks(run, config, tmp_path):
     assert "PrintProgress.on_train_batch_end" in (tmp_path / "fit-p.txt").read_text()
 
 
+def test_a_profiler_writes_into_the_session_folder(run, config, sessions):
+    assert run("fit", "--config", config, "--trainer.profiler=simple")[0] == 0
+    assert "PrintProgress.on_train_batch_end" in (sessions()[0] / "fit-profile.txt").read_text()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() > 0, reason="has a GPU")
 def test_without_a_gpu_a_run_asks_for_none_in_each_step(run, config, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

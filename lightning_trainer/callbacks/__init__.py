@@ -68,7 +68,7 @@ def all_callbacks(
         report,
         EvaluationBar(),
         CallVisualise(),
-        LogHyperParameters(config, report),
+        LogHyperParameters(session, config, report),
         WritePredictions(session),
         Summarise(session, schedule, report, times),
         *added,

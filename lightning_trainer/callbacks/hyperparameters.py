@@ -1,6 +1,8 @@
-"""TensorBoard's table of runs: hyper-parameters with the best score."""
+"""What TensorBoard shows of a run besides numbers: its files, and a row in the table of runs."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,19 +10,32 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_trainer.callbacks.evaluation import ReportEvaluation
+from lightning_trainer.session import Session
 
 
 class LogHyperParameters(Callback):
-    """Logs the settings of model, data and trainer with each new best score.
+    """Logs the settings of model, data and trainer with each new best score, and what was started.
 
     Args:
+        session: The run's folder, whose config.yaml and environment.yaml are shown as texts.
         config: The run's settings as plain types.
         report: Tells whether a validation was the best.
     """
 
-    def __init__(self, config: Mapping[str, Any], report: ReportEvaluation) -> None:
+    def __init__(
+        self, session: Session, config: Mapping[str, Any], report: ReportEvaluation
+    ) -> None:
+        self.session = session
         self._parameters = _flatten(config)
         self.report = report
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the files as they are at this start."""
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(logger, TensorBoardLogger):
+                for path in filter(Path.is_file, (self.session.config, self.session.environment)):
+                    text = indent(path.read_text(), " " * 4)  # a block of code, in markdown
+                    logger.experiment.add_text(path.stem, text, trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs them where the score is the best."""

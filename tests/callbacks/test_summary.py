@@ -4,6 +4,7 @@ import csv
 import re
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 import scripted
@@ -254,3 +255,14 @@ def train_losses(session: Path) -> dict[str, str]:
     with (session / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {row["step"]: row["train/loss"] for row in rows if row["train/loss"]}
+
+
+def test_tensorboard_has_settings_and_environment_as_text(run, config, sessions):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    [session] = sessions()
+    events = EventAccumulator(str(session))
+    events.Reload()
+    for name in ("config", "environment"):
+        [event] = events.Tensors(f"{name}/text_summary")
+        shown = event.tensor_proto.string_val[0].decode()
+        assert shown == indent((session / f"{name}.yaml").read_text(), "    ")

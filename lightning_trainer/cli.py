@@ -269,7 +269,7 @@ class SessionCLI(LightningCLI):
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         skip_empty_hooks(made.callbacks)  # type: ignore[attr-defined]
         profiler: Any = made.profiler  # type: ignore[attr-defined]
-        if not profiler.filename and not self._is_guest:
+        if trainer.profiler is not None and not profiler.filename and not self._is_guest:
             profiler.filename = "profile"  # into the session folder; else it would only be printed
         return made
 

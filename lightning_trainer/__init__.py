@@ -4,15 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_trainer.callbacks.mistakes import ShowMistakes
     from lightning_trainer.data import BaseDataModule
     from lightning_trainer.images import random_crop_and_flip
     from lightning_trainer.module import BaseModule
+    from lightning_trainer.predictions import draw_predictions
 
-__all__ = ["BaseDataModule", "BaseModule", "random_crop_and_flip"]
+__all__ = [
+    "BaseDataModule",
+    "BaseModule",
+    "ShowMistakes",
+    "draw_predictions",
+    "random_crop_and_flip",
+]
 
 _MODULES = {
     "BaseDataModule": "lightning_trainer.data",
     "BaseModule": "lightning_trainer.module",
+    "ShowMistakes": "lightning_trainer.callbacks.mistakes",
+    "draw_predictions": "lightning_trainer.predictions",
     "random_crop_and_flip": "lightning_trainer.images",
 }
 

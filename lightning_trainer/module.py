@@ -251,11 +251,11 @@ class BaseModule(pl.LightningModule):
         self.val_loss.update(loss * n_examples)
         self.val_examples.update(n_examples)
         self.update_metrics(self.val_metrics, batch, output)
-        return {"loss": loss, "output": output if batch_idx == 0 else None}
+        return {"loss": loss, "output": output}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """As a validation step, on the test data."""
-        self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """The output of the model for the batch."""

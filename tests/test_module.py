@@ -646,13 +646,12 @@ def test_the_output_of_a_training_step_is_kept_only_where_visualise_is_due(inter
     assert [i for i, has_output in enumerate(follow.outputs, start=1) if has_output] == kept
 
 
-def test_the_output_of_a_validation_is_kept_for_its_first_batch_only():
+def test_the_output_of_a_validation_or_test_step_is_there_for_callbacks():
     module = configured(TinyModule()).eval()
     batch = batch_of()
     with torch.no_grad():
-        first, second = (module.validation_step(batch, i) for i in range(2))
-    assert torch.equal(first["output"], module(batch))
-    assert second["output"] is None
+        for step in (module.validation_step, module.test_step):
+            assert torch.equal(step(batch, 1)["output"], module(batch))
 
 
 def test_examples_are_counted_by_the_first_tensor():

@@ -16,6 +16,8 @@ FILES = {
     "log.txt",
     "environment.yaml",
     "metrics.csv",
+    "confusion_matrix.png",
+    "mistakes.png",
     "checkpoints/best.ckpt",
     "checkpoints/last.ckpt",
 }

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_trainer import BaseModule
+from lightning_trainer import BaseModule, draw_predictions
 
 
 class Normalise(nn.Module):
@@ -81,4 +81,6 @@ class CifarModule(BaseModule):
         return self.loss_fn(output, batch["label"])
 
     def visualise(self, batch: dict[str, Tensor], output: Tensor, mode: str) -> None:
-        self.tensorboard.add_images(f"{mode}/image", batch["image"][:16], self.global_step)
+        classes = self.trainer.datamodule.classes
+        figure = draw_predictions(batch["image"], batch["label"], output, classes)
+        self.tensorboard.add_figure(f"{mode}/predictions", figure, self.global_step)

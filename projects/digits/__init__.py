@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_trainer import BaseDataModule, BaseModule
+from lightning_trainer import BaseDataModule, BaseModule, draw_predictions
 
 
 class DigitsData(BaseDataModule):
@@ -50,3 +50,7 @@ class DigitsModule(BaseModule):
 
     def forward_loss(self, batch: dict[str, Tensor], output: Tensor) -> Tensor:
         return self.loss_fn(output, batch["label"])
+
+    def visualise(self, batch: dict[str, Tensor], output: Tensor, mode: str) -> None:
+        figure = draw_predictions(batch["image"], batch["label"], output)
+        self.tensorboard.add_figure(f"{mode}/predictions", figure, self.global_step)

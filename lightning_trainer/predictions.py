@@ -1,0 +1,49 @@
+"""Pictures of what a classifier took images for."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+_COLUMNS = 8
+
+
+def draw_predictions(
+    images: Tensor,
+    labels: Tensor,
+    output: Tensor,
+    classes: Sequence[str] | None = None,
+    n_images: int = 16,
+) -> Figure:
+    """Draws images with the predicted class and its probability; in red the label that it missed.
+
+    Args:
+        images: (B, C, H, W), grey or RGB; uint8, or floats, of which the lowest becomes black and
+            the highest white.
+        labels: Integers (B,).
+        output: Logits, float (B, K).
+        classes: Names of the K classes; by default their numbers.
+        n_images: How many of them are drawn, from the first on.
+
+    Returns:
+        A figure, e.g. for `self.tensorboard.add_figure` or `savefig`.
+    """
+    images, labels, output = (t[:n_images].detach().cpu() for t in (images, labels, output))
+    probabilities, predicted = output.float().softmax(1).max(1)
+    if images.is_floating_point() and len(images):
+        low, high = images.float().aminmax()
+        images = (images.float() - low) / (high - low).clamp(min=1e-12)
+    names = classes or [str(k) for k in range(output.shape[1])]
+    n_rows = max(math.ceil(len(images) / _COLUMNS), 1)
+    figure = Figure(figsize=(1.5 * _COLUMNS, 1.9 * n_rows), layout="constrained")
+    grid = figure.subplots(n_rows, _COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    rows = zip(images, labels.tolist(), predicted.tolist(), probabilities.tolist(), strict=True)
+    for axes, (image, label, found, probability) in zip(grid.flat, rows, strict=False):
+        axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
+        right = found == label
+        title = f"{names[found]} {probability:.2f}" + ("" if right else f"\nnot {names[label]}")
+        axes.set_title(title, fontsize=9, color="black" if right else "#D55E00")
+    return figure

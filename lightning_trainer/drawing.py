@@ -1,4 +1,4 @@
-"""Curves of several sessions over each other, in one picture that can be printed."""
+"""Curves over each other, of several sessions or of one, in a picture that can be printed."""
 
 import itertools
 import math
@@ -26,7 +26,12 @@ _FEW_POINTS = 30
 _FEW_CURVES = 4
 
 
-def draw(numbers: Mapping[str, Mapping[str, Curve]], smooth: float, output: Path) -> None:
+def draw(
+    numbers: Mapping[str, Mapping[str, Curve]],
+    smooth: float,
+    output: Path,
+    marks: Mapping[str, tuple[int, float]] | None = None,
+) -> None:
     """Draws one diagram for each number, with a curve for each session.
 
     Args:
@@ -34,6 +39,7 @@ def draw(numbers: Mapping[str, Mapping[str, Curve]], smooth: float, output: Path
         smooth: Weight of what came before in a moving mean, from 0 to below 1; above 0 the curve
             as it is stays visible, faintly.
         output: The file; its ending says of which kind it is.
+        marks: Iteration and value of a point to mark, by the number's name.
 
     Raises:
         OSError: If the file can't be written.
@@ -53,6 +59,8 @@ def draw(numbers: Mapping[str, Mapping[str, Curve]], smooth: float, output: Path
         axes.grid(alpha=0.3)
         for label, curve in curves.items():
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
+        if marks and name in marks:
+            _mark(axes, *marks[name])
     figure.legend(
         [lines[label] for label in labels],
         labels,
@@ -75,6 +83,12 @@ def _draw_curve(axes: Axes, curve: Curve, smooth: float, n: int) -> Line2D:
     points = thin(iterations, values)
     [line] = axes.plot(*points, color=colour, linestyle=style, marker=marker, markersize=3.5)
     return line
+
+
+def _mark(axes: Axes, iteration: int, value: float) -> None:
+    axes.axvline(iteration, color="grey", linestyle=":", linewidth=1)
+    axes.plot(iteration, value, "*", color="black", markersize=11, zorder=3)
+    axes.set_title(f"best: {value:.4g} at iteration {iteration:,}", fontsize=10)
 
 
 def smoothen(values: Array, weight: float) -> Array:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_trainer import BaseDataModule, BaseModule
+from lightning_trainer.callbacks.curves import DrawCurves
 from lightning_trainer.main import main
 
 # The tests' models are too small for threads, which only get in each other's way.
@@ -133,6 +134,12 @@ def run(config: Path, capfd: pytest.CaptureFixture[str]):
 def sessions(tmp_path: Path):
     """The session folders made so far, oldest first."""
     return lambda: sorted((tmp_path / "experiments").glob("session_*"), key=os.path.getmtime)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the runs of this process the process that draws, which takes longer than they do."""
+    monkeypatch.setattr(DrawCurves, "_begin", lambda self: None)
 
 
 def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:

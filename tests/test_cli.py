@@ -163,6 +163,7 @@ def logged(session: Path, name: str) -> dict[int, float]:
 def test_a_run_leaves_the_files_of_the_design_and_nothing_else(whole):
     assert names(whole) - {"uncommitted.patch"} == {
         *("config.yaml", "log.txt", "environment.yaml", "metrics.csv", "events.out"),
+        "curves.png",
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
     assert sorted(os.listdir(whole.parent.parent)) == ["experiments", "tiny.yaml"]
@@ -377,6 +378,7 @@ def test_a_moved_folder_goes_on_in_place(run, half, whole, sessions, tmp_path, m
     assert os.listdir(whole.parent) == there
     assert names(moved) - {"uncommitted.patch", "uncommitted_1.patch"} == {
         *("config.yaml", "config_1.yaml", "log.txt", "environment.yaml", "metrics.csv"),
+        "curves.png",
         *("events.out", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
     assert settings(moved)["trainer"]["max_steps"] == 23

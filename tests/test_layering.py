@@ -84,7 +84,7 @@ def test_all_ways_to_import_are_seen(tmp_path, monkeypatch):
 LOWEST = ["session", "terminal", "lock", "secrets", "sampling", "hooks"]
 LOWEST += ["header", "curves", "options", "table"]
 WITHOUT_TORCH = ["session", "terminal", "lock", "secrets", "header", "curves", "options", "table"]
-WITHOUT_TORCH += ["record", "columns", "sessions", "compare", "drawing", "new"]
+WITHOUT_TORCH += ["record", "columns", "sessions", "compare", "drawing", "new", "session_picture"]
 
 
 @pytest.mark.parametrize("name", LOWEST)

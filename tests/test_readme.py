@@ -16,6 +16,7 @@ FILES = {
     "log.txt",
     "environment.yaml",
     "metrics.csv",
+    "curves.png",
     "confusion_matrix.png",
     "mistakes.png",
     "checkpoints/best.ckpt",

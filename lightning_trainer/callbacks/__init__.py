@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_trainer.callbacks.agreement import Agreement
 from lightning_trainer.callbacks.bars import EvaluationBar
 from lightning_trainer.callbacks.checkpoints import SaveCheckpoints
+from lightning_trainer.callbacks.curves import DrawCurves
 from lightning_trainer.callbacks.evaluation import ReportEvaluation
 from lightning_trainer.callbacks.hyperparameters import LogHyperParameters
 from lightning_trainer.callbacks.inexact import WarnOfInexactRestart
@@ -69,6 +70,7 @@ def all_callbacks(
         EvaluationBar(),
         CallVisualise(),
         LogHyperParameters(session, config, report),
+        DrawCurves(session, report),
         WritePredictions(session),
         Summarise(session, schedule, report, times),
         *added,

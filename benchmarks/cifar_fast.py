@@ -3,11 +3,13 @@
 python benchmarks/cifar_fast.py whole --seeds 3
 python benchmarks/cifar_fast.py without --seeds 3
 python benchmarks/cifar_fast.py until --score 0.624
+python benchmarks/cifar_fast.py picture
 
 Needs the images in data/cifar10. `whole` trains with each seed and is scored on the test images.
 `without` leaves out a part at a time, scored on 5,000 training images that are held out. `until`
 starts the recipe and the guide's settings in turn and stops each at the first validation with that
 score: from the command on, imports and reading the images included, and from the start of training.
+`picture` draws scores over seconds into docs/cifar_fast.png.
 """
 
 import argparse
@@ -17,8 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from common import ROOT, alternate, report, spread, table
+from matplotlib.figure import Figure
 
 FAST, GUIDE = "configs/cifar_fast.yaml", "configs/cifar.yaml"
 # As soon as it can be: the whole schedule in less than an epoch. The guide's own is for hours, its
@@ -31,6 +36,18 @@ WITHOUT = {
     "without flips": ["--data.flips=false"],
     "half as wide": ["--model.stem_width=16", "--model.widths=[32,64]"],
     "AdamW for all": ["--model.muon=false"],
+}
+AIRBENCH = ["--model.stem_width=24", "--model.stem_stride=1", "--model.widths=[64,256,256]"]
+PICTURE = {
+    "the guide's settings": (
+        GUIDE,
+        ["--trainer.max_steps=600", "--trainer.val_check_interval=150"],
+    ),
+    "the fast recipe": (FAST, []),
+    "airbench's network, 1.7 epochs": (
+        FAST,
+        [*AIRBENCH, "--trainer.max_steps=168", "--trainer.val_check_interval=42"],
+    ),
 }
 HELD_OUT = ["--data.n_held_out=5000", "--trainer.max_steps=440", "--trainer.val_check_interval=440"]
 HELD_OUT_TEXT = "Five epochs of 45,000 training images, scored on the other 5,000."
@@ -73,26 +90,49 @@ def table_of_runs(variants: dict[str, list[str]], n_seeds: int, folder: str) -> 
     return f"{table(['', 'mean accuracy', 'range'], means)}\n\n{table(head, rows)}"
 
 
-def seconds_until(score: float, config: str, flags: list[str], folder: str) -> tuple[float, float]:
-    """From the command, and from the first line of training, to that validation score."""
+def validations(config: str, flags: list[str], folder: str) -> Iterator[tuple[float, float, float]]:
+    """Of each: seconds from the command, seconds from the first line of training, score."""
     started_s = training_s = time.perf_counter()
     with fit(config, *flags, folder=folder) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Parameters:"):
-                training_s = time.perf_counter()
-            if line.startswith("Val score:") and float(line.split()[-1]) >= score:
-                break
-        else:
-            raise SystemExit(f"{config} ended below {score}")
-        now = time.perf_counter()
-        process.kill()
-    return now - started_s, now - training_s
+        try:
+            for line in process.stdout:
+                now = time.perf_counter()
+                if line.startswith("Parameters:"):
+                    training_s = now
+                if line.startswith("Val score:"):
+                    yield now - started_s, now - training_s, float(line.split()[-1])
+        finally:
+            process.kill()
+
+
+def seconds_until(score: float, config: str, flags: list[str], folder: str) -> tuple[float, float]:
+    """From the command, and from the first line of training, to that validation score."""
+    for from_command_s, from_training_s, reached in validations(config, flags, folder):
+        if reached >= score:
+            return from_command_s, from_training_s
+    raise SystemExit(f"{config} ended below {score}")
+
+
+def draw(path: Path, folder: str) -> str:
+    """Draws the scores over seconds, and returns them as a table."""
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    rows = []
+    for (name, (config, flags)), style in zip(PICTURE.items(), ("o-", "s--", "^-."), strict=True):
+        points = [(s, score) for s, _, score in validations(config, flags, folder)]
+        axes.plot(*zip(*points, strict=True), style, label=name)
+        rows += [[name, f"{s:.0f}", f"{score:.3f}"] for s, score in points]
+    axes.set(xlabel="seconds from the command on", ylabel="accuracy on the test images")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+    return table(["", "seconds", "accuracy"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["whole", "without", "until"])
+    parser.add_argument("what", choices=["whole", "without", "until", "picture"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--score", type=float, default=0.624)
     parser.add_argument("--rounds", type=int, default=2)
@@ -105,6 +145,9 @@ def main() -> None:
             variants = {name: [*HELD_OUT, *flags] for name, flags in WITHOUT.items()}
             text = table_of_runs(variants, arguments.seeds, folder)
             report("The fast recipe without a part", f"{HELD_OUT_TEXT}\n\n{text}")
+        elif arguments.what == "picture":
+            text = draw(ROOT / "docs/cifar_fast.png", folder)
+            report("Accuracy over seconds", f"![](../docs/cifar_fast.png)\n\n{text}")
         else:
             taken: dict[str, list[float]] = {"the guide's settings": [], "the fast recipe": []}
             commands = ((GUIDE, ["--trainer.val_check_interval=150"]), (FAST, SHORT))

@@ -1,12 +1,14 @@
 """Writes checkpoints so that a crash leaves the old one or the new one, never half of one."""
 
 import contextlib
+import copy
 import errno
 import itertools
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self._errors: list[OSError] | None = None
+        self._writes: list[Callable[[], None]] | None = None
+        self._copying = False
         self._proven = False
         self._n_bytes = 0  # of the newest one
 
@@ -36,20 +39,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path: str | os.PathLike[str],
         storage_options: Any | None = None,
     ) -> None:
-        """Writes `checkpoint` to `path`.
+        """Writes `checkpoint` to `path`, or within `put_off` keeps what does so.
 
         Raises:
-            OSError: If it can't be written; the file that was there is still whole. Within
-                `errors_collected` it is kept instead.
+            OSError: If it can't be written; the file that was there is still whole.
             TypeError: If it holds what can't be loaded safely; found at the first one of a run.
         """
-        try:
+        if self._writes is None:
             self._save(checkpoint, os.fspath(path))
-        except OSError as ex:
-            ex = _with_needs(ex, os.fspath(path), self._n_bytes)
-            if self._errors is None:
-                raise ex from None
-            self._errors.append(ex)
+        else:
+            kept = copy_to_host(checkpoint) if self._copying else checkpoint
+            self._writes.append(partial(self._save, kept, os.fspath(path)))
 
     def load_checkpoint(
         self,
@@ -61,18 +61,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(os.fspath(path), map_location, weights_only=True)
 
     @contextlib.contextmanager
-    def errors_collected(self, errors: list[OSError]) -> Iterator[None]:
-        """Adds what can't be written to a list instead of raising it.
+    def put_off(self, copying: bool) -> Iterator[list[Callable[[], None]]]:
+        """Gives what writes the checkpoints that are saved within, to be called later.
 
-        Only the first process writes: if it raised, the others would wait for it in vain.
+        Only the first process writes: if it raised within, the others would wait for it in vain.
+
+        Args:
+            copying: Whether training goes on before that.
         """
-        self._errors = errors
+        self._writes, self._copying = [], copying
         try:
-            yield
+            yield self._writes
         finally:
-            self._errors = None
+            self._writes = None
 
     def _save(self, checkpoint: dict[str, Any], target: str) -> None:
+        try:
+            self._write(checkpoint, target)
+        except OSError as ex:
+            raise _with_needs(ex, target, self._n_bytes) from None
+
+    def _write(self, checkpoint: dict[str, Any], target: str) -> None:
         folder = os.path.dirname(target) or "."
         os.makedirs(folder, exist_ok=True)
         temporary = f"{target}.tmp"
@@ -144,6 +153,37 @@ def _unsafe(value: Any, where: str = "") -> Iterator[str]:
             yield from _unsafe(item, f"{where}[{i}]")
     elif not (isinstance(value, _SAFE) and type(value).__module__ in ("builtins", *_TORCH)):
         yield f"`{where}`, a {type(value).__name__},"
+
+
+def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A copy that training does not change, with all tensors in the host's memory.
+
+    What shares memory, as tied weights do, shares it in the copy.
+    """
+    storages: dict[int, torch.UntypedStorage] = {}
+    copies: dict[int, Any] = {}
+
+    def copy_tensors(value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+            copies[id(value)] = value.detach().cpu().clone()
+        elif isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in storages:
+                storages[storage.data_ptr()] = storage.cpu() if value.is_cuda else storage.clone()
+            host = torch.empty(0, dtype=value.dtype)
+            host.set_(
+                storages[storage.data_ptr()], value.storage_offset(), value.shape, value.stride()
+            )
+            copies[id(value)] = host
+        elif isinstance(value, dict):
+            for item in value.values():
+                copy_tensors(item)
+        elif isinstance(value, list | tuple | set):
+            for item in value:
+                copy_tensors(item)
+
+    copy_tensors(checkpoint)
+    return copy.deepcopy(checkpoint, copies)
 
 
 # Names ------------------------------------------------------------------------------------------

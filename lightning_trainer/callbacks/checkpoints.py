@@ -2,7 +2,9 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,6 +36,10 @@ class SaveCheckpoints(Checkpoint):
     little. Each is a point from which a restart is right: one that was written before its
     validation has run runs it first. One that can't be written, e.g. on a full disk, is reported
     and tried again at the next of these points; a run that ends without its last one fails.
+
+    Where the weights are on a GPU they are only copied to the host; a thread writes that copy while
+    training goes on, and the next point begins by waiting for it. On the CPU that would take a
+    second copy of them in memory.
 
     Lightning calls it after all other callbacks, because it derives from `Checkpoint`.
 
@@ -69,6 +75,9 @@ class SaveCheckpoints(Checkpoint):
         self.interval_s = minutes * 60
         self._done = self._in_last = 0
         self._failure = ""
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: tuple[tuple[Path, ...], int, Future[Any]] | None = None
+        guard.finish_checkpoint = self.finish
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the first one, or catches up on a validation that the run was stopped in.
@@ -88,6 +97,7 @@ class SaveCheckpoints(Checkpoint):
         if not trainer.strategy.broadcast(self.session.last_checkpoint.exists()):
             # Whatever keeps it from being written or read is better known now than in an hour.
             self._write(trainer, self.session.last_checkpoint)
+            self.finish(trainer)
             self._raise_failure()
         self.schedule.catch_up(trainer)
 
@@ -114,28 +124,20 @@ class SaveCheckpoints(Checkpoint):
         for key in {"hyper_parameters", "datamodule_hyper_parameters"} & checkpoint.keys():
             checkpoint[key] = scrub(checkpoint[key])
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Waits for the one that is being written: its score is the best only if it is kept."""
+        self.finish(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes last.ckpt, and best.ckpt if the score is the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         # First the best, because last.ckpt says that it has been found.
         best, last = self.session.best_checkpoint, self.session.last_checkpoint
-        if self.report.improved and self._write(trainer, best):
-            full = False
-            if trainer.is_global_zero:
-                print(f"Model saved to: {best}")
-                try:
-                    give_second_name(best, last)
-                except OSError:  # no links, and no room for a copy
-                    full = True
-            if self.agreement.any(full):
-                self._write(trainer, last)
-            else:
-                self._note_saved(trainer)
-        else:
-            if self.report.improved:
-                self.report.take_back()
+        if not self.report.improved or not self._write(trainer, best, last):
             self._write(trainer, last)
+        if self.report.improved and trainer.is_global_zero:
+            print(f"Model saved to: {best}")
         if trainer.is_global_zero:
             print(f"\n{RULE}", flush=True)
 
@@ -145,10 +147,18 @@ class SaveCheckpoints(Checkpoint):
         Raises:
             OSError: Says how far last.ckpt has come.
         """
+        self.finish(trainer)
         if self._in_last < trainer.global_step and not self._failure:
             self.guard.check(trainer)
             self._write(trainer, self.session.last_checkpoint)
+            self.finish(trainer)
         self._raise_failure()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Waits for the one that is being written, without the other processes."""
+        self._writer.shutdown()
 
     def save(self, trainer: pl.Trainer) -> None:
         """Writes last.ckpt at the end of an iteration, or within a validation."""
@@ -171,36 +181,43 @@ class SaveCheckpoints(Checkpoint):
         (unsaved_s,) = self.agreement.highest(unsaved_s)
         return unsaved_s >= (self.interval_s / 10 if due else self.interval_s)
 
-    def _write(self, trainer: pl.Trainer, path: Path) -> bool:
-        """Writes a checkpoint; whether that succeeded, on all processes alike."""
-        started_s = perf_counter()
-        io = trainer.strategy.checkpoint_io
-        errors: list[OSError] = []
-        own = isinstance(io, AtomicCheckpointIO)
-        part = trainer.strategy.broadcast(unused_name(path))
-        with io.errors_collected(errors) if own else contextlib.nullcontext():  # type: ignore[attr-defined]
-            trainer.save_checkpoint(part)
-            if trainer.is_global_zero and not errors:
-                try:
-                    publish(part, path)
-                except OSError as ex:
-                    errors.append(ex)
-        self._saved_s = perf_counter()
-        self.times.add_checkpoint(self._saved_s - started_s)
-        reasons = self.agreement.gather(errors[0].strerror or str(errors[0]) if errors else None)
-        if any(reasons):
-            self._failure = f"{path} can't be written: {next(filter(None, reasons))}"
+    def finish(self, trainer: pl.Trainer) -> bool:
+        """Waits for the one that is being written; whether it succeeded, on all processes alike."""
+        if self._pending is None:
+            return True
+        names, iteration, writing = self._pending
+        self._pending = None
+        failed, reason = next(filter(None, self.agreement.gather(writing.result())), (None, ""))
+        if failed:
+            self._failure = f"{failed} can't be written: {reason}"
             if trainer.is_global_zero:
                 print(f"error: {self._failure}. {self._remedy()}", file=sys.stderr, flush=True)
-            return False
-        if path == self.session.last_checkpoint:
-            self._note_saved(trainer)
-        return True
+            if failed == self.session.best_checkpoint:
+                self.report.take_back()
+        elif self.session.last_checkpoint in names:
+            self._failure = ""
+            self._in_last = iteration
+            self.guard.note_saved(iteration)
+        return not failed
 
-    def _note_saved(self, trainer: pl.Trainer) -> None:
-        self._failure = ""
-        self._in_last = trainer.global_step
-        self.guard.note_saved(self._in_last)
+    def _write(self, trainer: pl.Trainer, *names: Path) -> bool:
+        """Writes a checkpoint under each name; whether that succeeded, or may still do."""
+        self.finish(trainer)
+        started_s = perf_counter()
+        meanwhile = goes_on_meanwhile(trainer)
+        io = trainer.strategy.checkpoint_io
+        own = isinstance(io, AtomicCheckpointIO)
+        part = trainer.strategy.broadcast(unused_name(names[0]))
+        with io.put_off(meanwhile) if own else contextlib.nullcontext([]) as writes:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(part)
+        steps = [(names[0], write) for write in (*writes, partial(publish, part, names[0]))]
+        steps += [(name, partial(give_second_name, names[0], name)) for name in names[1:]]
+        writing = self._writer.submit(_run, steps if trainer.is_global_zero else [])
+        self._pending = names, trainer.global_step, writing
+        written = meanwhile or self.finish(trainer)
+        self._saved_s = perf_counter()
+        self.times.add_checkpoint(self._saved_s - started_s)
+        return written
 
     def _remedy(self) -> str:
         return (
@@ -214,3 +231,18 @@ class SaveCheckpoints(Checkpoint):
                 f"{self._failure}. Make room or give another `output_path`; what is saved is that "
                 f"of iteration {self._in_last}"
             )
+
+
+def goes_on_meanwhile(trainer: pl.Trainer) -> bool:
+    """Whether training goes on while a checkpoint is written."""
+    return trainer.strategy.root_device.type != "cpu"
+
+
+def _run(steps: Sequence[tuple[Path, Callable[[], None]]]) -> tuple[Path, str] | None:
+    """Takes the steps that make some files; returns which file can't be, and why."""
+    for path, step in steps:
+        try:
+            step()
+        except OSError as ex:
+            return path, ex.strerror or str(ex)
+    return None

@@ -43,6 +43,7 @@ class ReportEvaluation(Callback):
     def take_back(self) -> None:
         """Forgets the newest best, whose weights could not be kept."""
         self.best_score, self.best_iteration = self._before
+        self.improved = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Announces the validation."""

@@ -1,7 +1,7 @@
 """The mean loss since the last line, and what happens when it is no number."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -90,7 +90,12 @@ class GuardAgainstNonFinite(Callback):
         session: Holds the checkpoint to go back to.
         policy: "stop", or "skip": weights and optimiser go back to last.ckpt, and training goes on
             with the batches that come next, at most three times before another checkpoint.
+
+    Attributes:
+        finish_checkpoint: Waits for a checkpoint that is being written.
     """
+
+    finish_checkpoint: Callable[[pl.Trainer], object] = staticmethod(lambda trainer: None)
 
     def __init__(
         self,
@@ -138,6 +143,7 @@ class GuardAgainstNonFinite(Callback):
             self._n_skips = 0
 
     def _react(self, trainer: pl.Trainer, what: str) -> None:
+        self.finish_checkpoint(trainer)
         iteration, good = trainer.global_step, self._good_iteration
         path = self.session.last_checkpoint
         exists = trainer.strategy.broadcast(path.exists())

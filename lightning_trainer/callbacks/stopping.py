@@ -111,6 +111,7 @@ class StopOnSignal(Callback):
             return
         if self.checkpoints is not None and not trainer.sanity_checking:
             self.checkpoints.save(trainer)
+            self.checkpoints.finish(trainer)
         if self._received == signal.SIGUSR1:
             if trainer.is_global_zero:
                 _requeue()

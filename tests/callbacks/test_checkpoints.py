@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import threading
+from collections import OrderedDict
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +15,7 @@ from scripted import PROJECT, validated
 from test_exact_restart import Killed, kill_at, result, same
 
 from lightning_trainer.callbacks import checkpoints
+from lightning_trainer.checkpoint_io import copy_to_host
 from lightning_trainer.session import CONFIG_KEY, Session
 
 
@@ -21,12 +24,19 @@ def script(monkeypatch):
     return scripted.start(monkeypatch)
 
 
+@pytest.fixture(params=[False, True], ids=["waits", "goes on meanwhile"])
+def meanwhile(request, monkeypatch):
+    """Whether training goes on while a checkpoint is written, as it does on a GPU."""
+    monkeypatch.setattr(checkpoints, "goes_on_meanwhile", lambda trainer: request.param)
+    return request.param
+
+
 def weight(checkpoint: dict) -> float:
     return checkpoint["state_dict"]["model.0"].item()
 
 
 def test_best_holds_the_weights_of_the_best_score_and_last_those_of_the_end(
-    run, config, script, sessions
+    run, config, script, sessions, meanwhile
 ):
     script.scores = {5: 0.25, 10: 0.75, 15: 0.5, 20: 0.75, 23: 0.625}
     assert run("fit", "--config", config, *PROJECT)[0] == 0
@@ -70,7 +80,7 @@ def test_gradients_that_are_being_accumulated_are_in_no_checkpoint(run, config, 
     [("on_validation_start", 0), ("on_validation_batch_end", 0), ("on_validation_batch_end", 10)],
 )
 def test_killed_inside_a_validation_it_goes_on_bitwise_and_validates_in_full(
-    run, config, sessions, monkeypatch, hook, save_minutes
+    run, config, sessions, monkeypatch, hook, save_minutes, meanwhile
 ):
     flags = (f"--save_minutes={save_minutes}", "--model.schedule=plateau")
     assert run("fit", "--config", config, *flags)[0] == 0
@@ -99,7 +109,7 @@ def test_killed_before_its_first_validation_a_run_starts_again_in_the_same_sessi
 
 
 def test_killed_between_two_checkpoint_files_it_goes_on_bitwise_with_the_right_best(
-    run, config, sessions, monkeypatch
+    run, config, sessions, monkeypatch, meanwhile
 ):
     assert run("fit", "--config", config)[0] == 0
     expected = result(sessions()[0])
@@ -123,7 +133,7 @@ def test_killed_between_two_checkpoint_files_it_goes_on_bitwise_with_the_right_b
 
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
 def test_best_stays_as_it_is_when_last_is_written_again(
-    run, config, script, sessions, monkeypatch, links
+    run, config, script, sessions, monkeypatch, links, meanwhile
 ):
     if not links:
 
@@ -185,7 +195,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_is_tried_ag
 
 
 def test_a_run_whose_end_cannot_be_written_fails_and_says_what_is_kept(
-    run, config, script, sessions, full_disk
+    run, config, script, sessions, full_disk, meanwhile
 ):
     full_disk.add(23)
     code, _, err = run("fit", "--config", config, *PROJECT)
@@ -202,7 +212,7 @@ def test_a_run_whose_end_cannot_be_written_fails_and_says_what_is_kept(
 
 
 def test_a_disk_that_is_full_at_the_start_ends_the_run_before_it_trains(
-    run, config, script, full_disk
+    run, config, script, full_disk, meanwhile
 ):
     full_disk.add(0)
     code, out, err = run("fit", "--config", config, *PROJECT)
@@ -239,7 +249,9 @@ def test_checkpoints_load_with_weights_only_and_carry_the_settings(run, config, 
         assert checkpoint[CONFIG_KEY] == settings
 
 
-def test_the_place_of_the_best_model_is_told_at_each_new_best(run, config, script, sessions):
+def test_the_place_of_the_best_model_is_told_at_each_new_best(
+    run, config, script, sessions, meanwhile
+):
     script.scores = {5: 0.25, 10: 0.125, 15: 0.5}
     _, out, _ = run("fit", "--config", config, *PROJECT, "--trainer.max_steps=15")
     told = re.findall(r"^(?:New best score|Model saved to): (.*)$", out, flags=re.MULTILINE)
@@ -248,7 +260,9 @@ def test_the_place_of_the_best_model_is_told_at_each_new_best(run, config, scrip
 
 
 @pytest.mark.parametrize("flags", [(), ("--trainer.limit_val_batches=0",)])
-def test_a_run_that_ends_before_its_last_iteration_is_saved(run, config, sessions, flags):
+def test_a_run_that_ends_before_its_last_iteration_is_saved(
+    run, config, sessions, flags, meanwhile
+):
     # A validation that is due every 5 iterations is not reached in the one that stops the run.
     stop = "{class_path: test_checkpoints.StopAtSeven}"
     code, _, err = run("fit", "--config", config, f"--trainer.callbacks=[{stop}]", *flags)
@@ -261,7 +275,7 @@ class StopAtSeven(pl.Callback):
         trainer.should_stop |= trainer.global_step == 7
 
 
-def test_where_there_are_no_links_and_no_room_for_a_copy_last_is_written_by_itself(
+def test_where_there_are_no_links_and_no_room_for_a_copy_best_is_kept_and_last_written_later(
     run, config, sessions, script, monkeypatch
 ):
     def refuse(source, target) -> None:
@@ -269,10 +283,127 @@ def test_where_there_are_no_links_and_no_room_for_a_copy_last_is_written_by_itse
 
     monkeypatch.setattr(checkpoints, "give_second_name", refuse)
     script.scores = {23: 0.75}
-    code, _, err = run("fit", "--config", config, *PROJECT)
+    code, out, err = run("fit", "--config", config, *PROJECT)
     assert code == 0, err
     folder = sessions()[0] / "checkpoints"
+    assert err.startswith(f"error: {folder}/last.ckpt can't be written: No space left on device.")
+    assert f"Model saved to: {folder}/best.ckpt" in out
     assert [torch.load(folder / name)["global_step"] for name in ("best.ckpt", "last.ckpt")] == [
         23,
         23,
     ]
+
+
+# Training goes on meanwhile --------------------------------------------------------------------
+
+
+class Gate(pl.Callback):
+    """Opens at iteration 8."""
+
+    opened = threading.Event()
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == 8:
+            self.opened.set()
+
+
+GATE = "--trainer.callbacks=test_checkpoints.Gate"
+
+
+@pytest.mark.parametrize("meanwhile", [True], indirect=True)
+@pytest.mark.parametrize("schedule", ["none", "plateau"])
+def test_what_is_written_meanwhile_is_what_was_when_it_began(
+    run, config, sessions, monkeypatch, meanwhile, schedule
+):
+    flags = (f"--model.schedule={schedule}", "--trainer.max_steps=9")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "goes_on_meanwhile", lambda trainer: False)
+        assert run("fit", "--config", config, *flags)[0] == 0
+    save, waited = torch.save, []
+    Gate.opened.clear()
+
+    def save_late(checkpoint, *args) -> None:
+        if checkpoint["global_step"] == 5:
+            waited.append(Gate.opened.wait(60))
+        save(checkpoint, *args)
+
+    monkeypatch.setattr(torch, "save", save_late)
+    assert run("fit", "--config", config, *flags, GATE)[0] == 0
+    assert waited == [True]  # training has come to iteration 8 before that of 5 was written
+    waited_for, late = sessions()
+    assert same(result(late), result(waited_for))
+    best = [torch.load(session / "checkpoints/best.ckpt") for session in (waited_for, late)]
+    for checkpoint in best:
+        for key in ("callbacks", CONFIG_KEY):
+            checkpoint.pop(key)
+    assert same(*best)
+
+
+@pytest.mark.parametrize("meanwhile", [True], indirect=True)
+def test_a_best_that_could_not_be_written_meanwhile_is_not_the_best(
+    run, config, script, sessions, full_disk, meanwhile
+):
+    script.scores = {5: 0.25, 10: 0.75, 15: 0.5, 20: 0.125, 23: 0.125}
+    full_disk.add(10)
+    code, out, err = run("fit", "--config", config, *PROJECT)
+    assert code == 0, err
+    folder = sessions()[0] / "checkpoints"
+    assert err.count("error: ") == 1
+    assert err.startswith(f"error: {folder}/best.ckpt can't be written: No space left on device")
+    assert "last.ckpt is still that of iteration 5\n" in err
+    best, last = torch.load(folder / "best.ckpt"), torch.load(folder / "last.ckpt")
+    assert (best["global_step"], last["global_step"]) == (15, 23)
+    assert last["callbacks"]["ReportEvaluation"]["best_score"] == 0.5
+    assert "New best score: 0.250 -> 0.500" in out
+
+
+@pytest.mark.parametrize("meanwhile", [True], indirect=True)
+def test_killed_while_one_is_written_meanwhile_the_one_before_is_there(
+    run, config, sessions, monkeypatch, meanwhile
+):
+    assert run("fit", "--config", config)[0] == 0
+    save = torch.save
+    Gate.opened.clear()
+
+    def save_half(checkpoint, file) -> None:
+        if checkpoint["global_step"] == 10:
+            Gate.opened.wait(60)
+            file.write(b"half of it")
+            raise Killed
+        save(checkpoint, file)
+
+    monkeypatch.setattr(Gate, "on_train_batch_end", open_and_die_at_12)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_half)
+        with pytest.raises(Killed):
+            run("fit", "--config", config, GATE)
+    [_, session] = sessions()
+    folder = session / "checkpoints"
+    assert [torch.load(f)["global_step"] for f in sorted(folder.glob("last.ckpt"))] == [5]
+    assert run("fit", "--ckpt_path", session, "--trainer.callbacks=null")[0] == 0
+    assert same(result(session), result(sessions()[0]))
+
+
+def open_and_die_at_12(self, trainer, *args) -> None:
+    if trainer.global_step == 12:
+        Gate.opened.set()
+        raise Killed
+
+
+def test_what_shares_memory_shares_it_in_the_copy():
+    weight = torch.arange(12.0).reshape(3, 4)
+    state = OrderedDict(a=weight, b=weight.t(), c=weight[1], d=torch.eye(2).to_sparse())
+    state._metadata = {"": {"version": 1}}
+    checkpoint = {"state_dict": state, "loops": [{"n": 1}], "same": state}
+    expected = {name: value.clone() for name, value in state.items()}
+    copied = copy_to_host(checkpoint)
+    weight.zero_()
+    checkpoint["loops"][0]["n"] = 2
+    assert copied["loops"] == [{"n": 1}]
+    assert copied["same"] is copied["state_dict"]
+    assert copied["state_dict"]._metadata == {"": {"version": 1}}
+    for name, value in expected.items():
+        assert torch.equal(copied["state_dict"][name].to_dense(), value.to_dense())
+        assert copied["state_dict"][name].stride() == value.stride() or name in "bd"
+    pointers = [copied["state_dict"][name].untyped_storage().data_ptr() for name in "abc"]
+    assert len(set(pointers)) == 1

@@ -4,15 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_trainer.callbacks.flops import ReportFlops
     from lightning_trainer.data import BaseDataModule
     from lightning_trainer.images import random_crop_and_flip
     from lightning_trainer.module import BaseModule
 
-__all__ = ["BaseDataModule", "BaseModule", "random_crop_and_flip"]
+__all__ = ["BaseDataModule", "BaseModule", "ReportFlops", "random_crop_and_flip"]
 
 _MODULES = {
     "BaseDataModule": "lightning_trainer.data",
     "BaseModule": "lightning_trainer.module",
+    "ReportFlops": "lightning_trainer.callbacks.flops",
     "random_crop_and_flip": "lightning_trainer.images",
 }
 

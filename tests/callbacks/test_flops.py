@@ -1,6 +1,7 @@
 """What a device achieves: FLOPs counted by hand, a rate that follows the log line, no other bit."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import scripted
@@ -220,15 +221,12 @@ def test_where_the_peak_is_known_the_share_of_it_is_told_and_logged(
     ],
 )
 def test_the_peak_is_that_of_the_precision(monkeypatch, precision, dtype):
-    class Trainer:
-        class strategy:  # noqa: N801
-            root_device = torch.device("cpu")
-
-    Trainer.precision = precision
+    device = torch.device("cpu")
+    trainer = SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=device))
     asked = []
     monkeypatch.setattr(flops, "get_available_flops", lambda *args: asked.append(args) or 989.4e12)
-    assert flops._peak_tflops(Trainer) == pytest.approx(989.4)
-    assert asked == [(torch.device("cpu"), dtype)]
+    assert flops._peak_tflops(trainer) == pytest.approx(989.4)
+    assert asked == [(device, dtype)]
 
 
 def test_each_of_several_devices_has_its_own_rate(config):
@@ -282,3 +280,9 @@ def test_after_the_first_batch_one_hook_is_left(run, config, monkeypatch):
 def test_a_peak_that_is_no_positive_number_is_refused():
     with pytest.raises(ValueError, match="`peak_tflops` is 0"):
         lightning_trainer.ReportFlops(peak_tflops=0)
+
+
+def test_without_the_log_line_it_says_what_it_needs():
+    trainer = SimpleNamespace(callbacks=[])
+    with pytest.raises(TypeError, match="needs the log line"):
+        lightning_trainer.ReportFlops().on_train_start(trainer, None)

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_trainer.callbacks.flops import ReportFlops
     from lightning_trainer.callbacks.mistakes import ShowMistakes
     from lightning_trainer.data import BaseDataModule
     from lightning_trainer.images import random_crop_and_flip
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BaseDataModule",
     "BaseModule",
+    "ReportFlops",
     "ShowMistakes",
     "draw_predictions",
     "random_crop_and_flip",
@@ -21,6 +23,7 @@ __all__ = [
 _MODULES = {
     "BaseDataModule": "lightning_trainer.data",
     "BaseModule": "lightning_trainer.module",
+    "ReportFlops": "lightning_trainer.callbacks.flops",
     "ShowMistakes": "lightning_trainer.callbacks.mistakes",
     "draw_predictions": "lightning_trainer.predictions",
     "random_crop_and_flip": "lightning_trainer.images",

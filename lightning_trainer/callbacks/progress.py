@@ -38,12 +38,16 @@ class PrintProgress(Callback):
         times: Gets the sums for the run's summary.
         losses: The losses since the last line.
         guard: Looks at each line's loss.
+
+    Attributes:
+        newest: What the newest line tells, for callbacks that come after this one.
     """
 
     def __init__(self, times: RunTimes, losses: SumLosses, guard: GuardAgainstNonFinite) -> None:
         self.times = times
         self.losses = losses
         self.guard = guard
+        self.newest: Progress | None = None
         self._elapsed_before_s = 0.0
         self._restored: dict[str, Any] = {}
         self._window = _Window(0.0)
@@ -198,7 +202,7 @@ class PrintProgress(Callback):
         loss, n_examples = figures[:, 0].mean().item(), int(figures[:, 1].sum().item())
         wall_s = self._add_window(ended_s, n_examples)
         self._recent_iterations_s.append(wall_s / n)
-        progress = Progress(
+        self.newest = progress = Progress(
             iteration=self._done,
             n_iterations=self._n_iterations,
             examples_per_s=n_examples / wall_s,

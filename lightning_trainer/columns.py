@@ -20,14 +20,19 @@ def differing(records: Iterable[Record]) -> list[str]:
     """
     known = [record.settings for record in records if record.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
-    found = [
-        name
-        for name in names
-        if name not in _NOT_COMPARED
-        and any(s.get(name, _ABSENT) != known[0].get(name, _ABSENT) for s in known)
-    ]
+    found = [name for name in names if name not in _NOT_COMPARED and _differ(name, known)]
     groups = ("model.", "data.")
     return sorted(found, key=lambda name: [not name.startswith(group) for group in groups])
+
+
+def _differ(name: str, known: list[dict[str, Any]]) -> bool:
+    """Whether an option has two values, or is missing where the class could have it."""
+    values = [settings[name] for settings in known if name in settings]
+    if any(value != values[0] for value in values):
+        return True
+    class_path = f"{name.partition('.')[0]}.class_path"
+    classes = [settings.get(class_path) for settings in known if name in settings]
+    return any(name not in s and s.get(class_path) in classes for s in known)
 
 
 _ABSENT = object()
@@ -123,6 +128,10 @@ def _option_column(records: list[Record], option: str, options: list[str]) -> Co
     values = [record.settings.get(option, _ABSENT) for record in records]
     cells = ["-" if value is _ABSENT else show_value(value) for value in values]
     is_text = any(isinstance(value, str | list) for value in values)
+    if last == "class_path":  # `model: CifarModule`, where that tells which one it is
+        words = [cell.rpartition(".")[2] for cell in cells]
+        if len({*words}) == len({*cells}):
+            return Column(option.removesuffix(".class_path"), words, is_text)
     return Column(last if is_clear else option, cells, is_text)
 
 

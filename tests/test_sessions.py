@@ -46,6 +46,17 @@ def test_the_table_has_a_row_for_each_session_and_only_settings_that_differ(run,
     assert run("sessions", experiments) == (0, TABLE, "")
 
 
+def test_what_the_class_of_another_session_does_not_have_is_no_difference(run, tmp_path):
+    for second, (name, settings) in enumerate(
+        [("A", {"width": 1}), ("A", {"width": 1, "decay": 0.1}), ("B", {"depth": 2})]
+    ):
+        path = make_session(tmp_path, name, second=second, settings=settings) / "config.yaml"
+        path.write_text(path.read_text().replace("projects.a.A", f"projects.a.{name}"))
+    title, *rows = run("sessions", tmp_path)[1].splitlines()
+    assert title.split()[5:-3] == ["model", "decay"]
+    assert [row.split()[5:-3] for row in rows] == [["A", "-"], ["A", "0.1"], ["B", "-"]]
+
+
 def test_experiments_is_where_sessions_are_looked_for(run, experiments, monkeypatch):
     monkeypatch.chdir(experiments.parent)
     assert run("sessions") == (0, TABLE, "")

@@ -22,7 +22,7 @@ from lightning_trainer.cli import main
 from lightning_trainer.loggers import MetricsFile
 from lightning_trainer.session import Session
 
-POINTS, WINDOW = (1_000, 10_000, 100_000), 500
+POINTS, WINDOW = (100, 1_000, 10_000, 100_000), 500
 
 
 class ManyMetrics(TinyModule):

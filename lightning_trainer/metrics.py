@@ -14,6 +14,23 @@ def named_metrics(metrics: Metric | MetricCollection) -> dict[str, Metric]:
     return {re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__).lower(): metrics}
 
 
+def update_metrics(metrics: Metric | MetricCollection, *args: Any) -> None:
+    """`metrics.update(*args)`, whose cost does not grow with metrics that share their state.
+
+    Of those torchmetrics updates one, but hands its state to the others each time, 20 us for each.
+    It does so again where they are read, unless it believes that nothing has changed since.
+    """
+    # Private to torchmetrics: whether it knows who shares, and whether the state is handed out.
+    if not isinstance(metrics, MetricCollection) or not metrics._groups_checked:
+        metrics.update(*args)
+        return
+    for names in metrics.compute_groups.values():
+        getattr(metrics, names[0]).update(*args)
+    for metric in metrics._modules.values():
+        vars(metric)["_computed"] = None  # what was computed before
+    metrics._state_is_copy = False
+
+
 def compute_metrics(metrics: Metric | MetricCollection, mode: str) -> dict[str, Tensor]:
     """Computes those that were updated, over all processes, and resets all.
 

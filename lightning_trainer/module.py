@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection, SumMetric
 
 from lightning_trainer.hooks import require_hooks
-from lightning_trainer.metrics import compute_metrics, named_metrics
+from lightning_trainer.metrics import compute_metrics, named_metrics, update_metrics
 
 Batch = dict[str, Any]
 
@@ -145,7 +145,7 @@ class BaseModule(pl.LightningModule):
             batch: As for `forward_model`.
             output: What `forward_model` returned for it, detached.
         """
-        metrics.update(output, batch["label"])
+        update_metrics(metrics, output, batch["label"])
 
     def visualise(self, batch: Batch, output: Any, mode: str) -> None:
         """Draws on `self.tensorboard` at step `self.global_step`, e.g. by `add_images`.

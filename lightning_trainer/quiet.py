@@ -42,6 +42,9 @@ _HARMLESS = (
     ".*functional.all_gather is deprecated",
     # WarnOfInexactRestart says it.
     ".*your dataloader is not resumable",
+    # Of averaged weights: models are not sharded by it, and a test takes the averaged ones.
+    ".*using the WeightAveraging callback with a model that overrides",
+    ".*using the WeightAveraging callback, but loading a checkpoint outside",
     # Results are already those of all processes.
     ".*recommended to use `self.log.*sync_dist=True",
 )

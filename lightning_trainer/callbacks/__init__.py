@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_trainer.callbacks.agreement import Agreement
 from lightning_trainer.callbacks.bars import EvaluationBar
-from lightning_trainer.callbacks.checkpoints import SaveCheckpoints
+from lightning_trainer.callbacks.checkpoints import SaveCheckpoints, SaveEnd
 from lightning_trainer.callbacks.curves import DrawCurves
 from lightning_trainer.callbacks.evaluation import ReportEvaluation
 from lightning_trainer.callbacks.hyperparameters import LogHyperParameters
@@ -73,6 +73,7 @@ def all_callbacks(
         DrawCurves(session, report),
         WritePredictions(session),
         Summarise(session, schedule, report, times),
+        *([SaveEnd(saving)] if saving else []),
         *added,
         StopOnSignal(agreement, saving),
         *([saving] if saving else []),

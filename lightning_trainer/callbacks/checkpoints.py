@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 
 from lightning_trainer.callbacks.agreement import Agreement
 from lightning_trainer.callbacks.evaluation import RULE, ReportEvaluation
@@ -142,16 +142,11 @@ class SaveCheckpoints(Checkpoint):
             print(f"\n{RULE}", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the end of a run that has stopped in between, and fails where that can't be.
+        """Fails where the end of the run could not be saved.
 
         Raises:
             OSError: Says how far last.ckpt has come.
         """
-        self.finish(trainer)
-        if self._in_last < trainer.global_step and not self._failure:
-            self.guard.check(trainer)
-            self._write(trainer, self.session.last_checkpoint)
-            self.finish(trainer)
         self._raise_failure()
 
     def on_exception(
@@ -165,7 +160,16 @@ class SaveCheckpoints(Checkpoint):
         self.schedule.note_whether_due(trainer)
         if not trainer.validating:
             self.guard.check(trainer)
-        self._write(trainer, self.session.last_checkpoint)
+        with _weights_of_training(trainer):
+            self._write(trainer, self.session.last_checkpoint)
+
+    def save_end(self, trainer: pl.Trainer) -> None:
+        """Saves the end of a run that has stopped in between."""
+        self.finish(trainer)
+        if self._in_last < trainer.global_step and not self._failure:
+            self.guard.check(trainer)
+            self._write(trainer, self.session.last_checkpoint)
+            self.finish(trainer)
 
     def _is_time(self, trainer: pl.Trainer) -> bool:
         unsaved_s = perf_counter() - self._saved_s
@@ -231,6 +235,33 @@ class SaveCheckpoints(Checkpoint):
                 f"{self._failure}. Make room or give another `output_path`; what is saved is that "
                 f"of iteration {self._in_last}"
             )
+
+
+class SaveEnd(Callback):
+    """Saves the end of a run before a project's callbacks end it, e.g. by averaging its weights.
+
+    Args:
+        checkpoints: Writes last.ckpt.
+    """
+
+    def __init__(self, checkpoints: SaveCheckpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes last.ckpt, if the newest iteration is not in it."""
+        self.checkpoints.save_end(trainer)
+
+
+@contextlib.contextmanager
+def _weights_of_training(trainer: pl.Trainer) -> Iterator[None]:
+    """Ends, within a validation, what scores averaged weights in place of those of training."""
+    averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    swapped = averages if trainer.validating else []
+    for callback in swapped:
+        callback.on_validation_epoch_end(trainer, trainer.lightning_module)
+    yield
+    for callback in swapped:
+        callback.on_validation_epoch_start(trainer, trainer.lightning_module)
 
 
 def goes_on_meanwhile(trainer: pl.Trainer) -> bool:

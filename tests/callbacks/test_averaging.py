@@ -98,10 +98,17 @@ def test_stopped_by_a_signal_also_within_a_validation_it_goes_on_bitwise(
     assert same(both(sessions()[1]), both(sessions()[0]))
 
 
-@pytest.mark.parametrize("flags", [[], ["--trainer.callbacks+=test_checkpoints.StopAtSeven"]])
-def test_a_run_that_has_ended_goes_on_with_the_weights_of_training(fit, run, sessions, flags):
+@pytest.mark.parametrize(
+    "stop",
+    [
+        ["--trainer.max_steps=7"],
+        # Without a validation it is saved when training has ended.
+        ["--trainer.callbacks+=test_checkpoints.StopAtSeven", "--trainer.limit_val_batches=0"],
+    ],
+)
+def test_a_run_that_has_ended_goes_on_with_the_weights_of_training(fit, run, sessions, stop):
     assert fit("--trainer.max_steps=10")[0] == 0
-    assert fit("--trainer.max_steps=10" if flags else "--trainer.max_steps=7", *flags)[0] == 0
+    assert fit("--trainer.max_steps=10", *stop)[0] == 0
     whole, half = sessions()
     assert torch.load(half / "checkpoints/last.ckpt")["global_step"] == 7
     assert run("fit", "--ckpt_path", half, "--trainer.max_steps=10")[0] == 0

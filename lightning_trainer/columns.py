@@ -128,11 +128,23 @@ def _option_column(records: list[Record], option: str, options: list[str]) -> Co
     values = [record.settings.get(option, _ABSENT) for record in records]
     cells = ["-" if value is _ABSENT else show_value(value) for value in values]
     is_text = any(isinstance(value, str | list) for value in values)
-    if last == "class_path":  # `model: CifarModule`, where that tells which one it is
-        words = [cell.rpartition(".")[2] for cell in cells]
-        if len({*words}) == len({*cells}):
-            return Column(option.removesuffix(".class_path"), words, is_text)
-    return Column(last if is_clear else option, cells, is_text)
+    is_class = last == "class_path"
+    short = [
+        _class_names([value] if is_class else value) or cell
+        for value, cell in zip(values, cells, strict=True)
+    ]
+    if len({*short}) == len({*cells}):  # the names of classes are enough
+        cells = short
+    title = option.removesuffix(".class_path") if is_class else last if is_clear else option
+    return Column(title, cells, is_text)
+
+
+def _class_names(value: Any) -> str:
+    """Of a list of classes, as of callbacks, their names; empty if it is none."""
+    parts = value if isinstance(value, list) else [value]
+    paths = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
+    names = [path.rpartition(".")[2] for path in paths if isinstance(path, str) and "." in path]
+    return ", ".join(names) if len(names) == len(paths) else ""
 
 
 def short_names(records: list[Record]) -> list[str]:

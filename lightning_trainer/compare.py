@@ -159,21 +159,24 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
     files = [Curves(record.path / "metrics.csv") for record in records]
     read = dict(zip(_labels(records), (file.read(wanted) for file in files), strict=True))
     logged = list(dict.fromkeys(name for file in files for name in file.names))
-    drawn = {}
-    for name in wanted:
-        drawn[name] = {
+    drawn = {
+        name: {
             label: curves[name]
             for label, curves in read.items()
             if name in curves and any(map(math.isfinite, curves[name][1]))
         }
-        if not drawn[name]:
-            raise ValueError(
-                f"no session has logged the number {name!r}"
-                + (did_you_mean(get_close_matches(name, logged)) or _choice(logged))
-            )
-        if without := [label for label in read if label not in drawn[name]]:
+        for name in wanted
+    }
+    empty = [name for name in wanted if not drawn[name]]
+    if empty and (names or empty == wanted):  # else it is the score of one that failed too early
+        raise ValueError(
+            f"no session has logged the number {empty[0]!r}"
+            + (did_you_mean(get_close_matches(empty[0], logged)) or _choice(logged))
+        )
+    for name, curves in drawn.items():
+        if without := [label for label in read if label not in curves]:
             print(f"No {name} in {', '.join(without)}", file=sys.stderr)
-    return drawn
+    return {name: curves for name, curves in drawn.items() if curves}
 
 
 def _choice(names: list[str]) -> str:

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_trainer.options import did_you_mean
+
 _UNKNOWN = re.compile(
     r"unrecognized arguments: --(?P<option>[^\s=]+)|does not accept option '(?P<key>[^']+)'"
     r"|Option '(?P<argument>[^']+)' is not accepted|invalid choice: '(?P<command>[^']+)'"
@@ -102,7 +104,9 @@ class SessionParser(LightningArgumentParser):
         class_path = _CLASS_PATH.search(message)
         known = class_options(class_path[1]) if class_path else self._options()
         near = get_close_matches(wrong, {*known} - {wrong}, n=3, cutoff=0.6)
-        return f". Did you mean {' or '.join(f'`{name}`' for name in near)}?" if near else ""
+        if found["option"] and not near and "." not in wrong:
+            return f". Options of a project's classes are `--model.{wrong}` and `--data.{wrong}`"
+        return did_you_mean(near)
 
     def _options(self) -> set[str]:
         """Names of the options and commands of this parser and of those of its commands."""

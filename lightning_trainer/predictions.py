@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-_COLUMNS = 8
+_COLUMNS, _FEWEST_COLUMNS = 8, 3  # a title is about as wide as three
 
 
 def draw_predictions(
@@ -16,7 +16,7 @@ def draw_predictions(
     classes: Sequence[str] | None = None,
     n_images: int = 16,
 ) -> Figure:
-    """Draws images with the predicted class and its probability; in red the label that it missed.
+    """Draws images with the predicted class and its probability, and the true one if it differs.
 
     Args:
         images: (B, C, H, W), grey or RGB; uint8, or floats, of which the lowest becomes black and
@@ -35,15 +35,17 @@ def draw_predictions(
         low, high = images.float().aminmax()
         images = (images.float() - low) / (high - low).clamp(min=1e-12)
     names = classes or [str(k) for k in range(output.shape[1])]
-    n_rows = max(math.ceil(len(images) / _COLUMNS), 1)
-    figure = Figure(figsize=(1.5 * _COLUMNS, 1.9 * n_rows), layout="constrained")
-    grid = figure.subplots(n_rows, _COLUMNS, squeeze=False)
+    n_columns = min(max(len(images), _FEWEST_COLUMNS), _COLUMNS)
+    n_rows = max(math.ceil(len(images) / n_columns), 1)
+    figure = Figure(figsize=(1.5 * n_columns, 1.9 * n_rows), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     rows = zip(images, labels.tolist(), predicted.tolist(), probabilities.tolist(), strict=True)
     for axes, (image, label, found, probability) in zip(grid.flat, rows, strict=False):
         axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
         right = found == label
-        title = f"{names[found]} {probability:.2f}" + ("" if right else f"\nnot {names[label]}")
+        title = f"{names[found]} {probability:.2f}"
+        title += "" if right else f"\ntrue: {names[label]}"
         axes.set_title(title, fontsize=9, color="black" if right else "#D55E00")
     return figure

@@ -17,7 +17,7 @@ from typing import Any
 
 from lightning_trainer.columns import differing, row, shown_columns, sort
 from lightning_trainer.options import CommandParser
-from lightning_trainer.record import NAME, Record
+from lightning_trainer.record import FAILED, FINISHED, INTERRUPTED, NAME, RUNNING, Record
 from lightning_trainer.table import format_markdown, format_table
 
 _DESCRIPTION = """Lists all sessions of a folder, with the settings in which they differ.
@@ -56,6 +56,11 @@ def sessions(argv: list[str]) -> int:
     )
     parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
     parser.add_argument(
+        "--state",
+        choices=(RUNNING, FINISHED, INTERRUPTED, FAILED),
+        help="only those that are so",
+    )
+    parser.add_argument(
         "--format",
         choices=("table", "csv", "json", "markdown"),
         default="table",
@@ -64,13 +69,18 @@ def sessions(argv: list[str]) -> int:
     options = parser.parse_args(_join_sort(argv))
     try:
         records = [Record.read(path) for path in find_sessions(Path(options.folder))]
-        records = [record for record in records if options.tag in record.tag]
+        records = [
+            record
+            for record in records
+            if options.tag in record.tag and options.state in (None, record.state)
+        ]
         records = sort(records, options.sort)
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
     if not records:
+        state = f"{options.state} " if options.state else ""
         tagged = f" with {options.tag!r} in the tag" if options.tag else ""
-        print(f"{options.folder} has no sessions{tagged}", file=sys.stderr)
+        print(f"{options.folder} has no {state}sessions{tagged}", file=sys.stderr)
     if records or options.format in ("csv", "json"):
         _print(format_records(records, options.format))
     return 0

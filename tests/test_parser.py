@@ -57,6 +57,11 @@ def test_a_misspelt_option_is_refused_with_the_near_name(refuse, option, near, f
     assert near is None or f"`{near}`" in message
 
 
+def test_an_option_of_a_projects_class_is_told_where_it_belongs(refuse):
+    message = refuse("fit", "--learning_rate", "0.1")
+    assert "are `--model.learning_rate` and `--data.learning_rate`" in message
+
+
 @pytest.mark.parametrize(
     ("text", "near"),
     [

@@ -13,6 +13,7 @@ import termios
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, run_process, start_process
 from folders import make_checkpoint, make_session, scores
 from test_lock import living_run
@@ -97,6 +98,33 @@ def test_the_tag_filters(run, experiments):
         "",
         f"{experiments} has no sessions with 'none' in the tag\n",
     )
+
+
+def test_a_state_filters(run, experiments):
+    assert tags(run("sessions", experiments, "--state", "failed", "--format", "csv")[1]) == ["bad"]
+    assert run("sessions", experiments, "--state", "running", "--tag", "a") == (
+        0,
+        "",
+        f"{experiments} has no running sessions with 'a' in the tag\n",
+    )
+
+
+def test_callbacks_are_shown_by_the_names_of_their_classes_where_these_differ(run, tmp_path):
+    def session(second: int, *callbacks: str) -> None:
+        path = make_session(tmp_path, "a", second=second) / "config.yaml"
+        settings = yaml.safe_load(path.read_text())
+        settings["trainer"]["callbacks"] = [
+            {"class_path": name, "init_args": {"n": n}} for n, name in enumerate(callbacks)
+        ]
+        path.write_text(yaml.safe_dump(settings))
+
+    session(0, "a.Average", "b.Show")
+    session(1, "b.Show")
+    title, *rows = run("sessions", tmp_path)[1].splitlines()
+    assert title.split()[5] == "callbacks"
+    assert ["  Average, Show  " in rows[0], "  Show  " in rows[1]] == [True, True]
+    session(2, "c.Show")  # alike by its name
+    assert '"class_path": "c.Show"' in run("sessions", tmp_path)[1]
 
 
 def test_json_and_csv_have_every_column_in_full(run, experiments):
@@ -192,7 +220,10 @@ def test_a_session_that_may_not_be_read_is_a_row(run, experiments):
         (["nowhere"], "'nowhere' can't be read (No such file or directory): give the folder"),
         (["--sort", "bset"], "`--sort` is 'bset': there is no such column. Did you mean `best`"),
         (["--sort"], "argument --sort: expected one argument"),
-        (["--srot=best"], "unrecognized arguments: --srot=best. Did you mean `--sort`?"),
+        (
+            ["--srot=best"],
+            "unrecognized arguments: --srot=best. Did you mean `--sort` or `--state`?",
+        ),
         (["--format", "xml"], "argument --format: invalid choice: 'xml'"),
     ],
 )

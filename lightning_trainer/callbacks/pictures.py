@@ -1,5 +1,7 @@
 """When a project draws."""
 
+import traceback
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +13,14 @@ from lightning_trainer.loggers import warn_of_disk
 
 
 class CallVisualise(Callback):
-    """Calls `visualise` every `vis_iterations` in training and on each validation's first batch."""
+    """Calls `visualise` every `vis_iterations` in training and on each validation's first batch.
+
+    Once it has failed it is not called again.
+    """
 
     def __init__(self) -> None:
         self._done = 0
+        self._failed = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts to count iterations."""
@@ -52,9 +58,16 @@ class CallVisualise(Callback):
     ) -> None:
         # A project's own step need not return the output.
         output = outputs.get("output") if isinstance(outputs, Mapping) else None
-        if output is not None and trainer.is_global_zero:
+        if output is not None and trainer.is_global_zero and not self._failed:
             try:
                 with torch.no_grad():
                     pl_module.visualise(batch, output, mode)
             except OSError as ex:
                 warn_of_disk("TensorBoard's file", ex)
+            except Exception:  # of the project's code, whatever it is: not worth the run
+                hook = f"`{type(pl_module).__name__}.visualise`"
+                self._failed = True
+                warnings.warn(
+                    f"{hook} failed, training goes on without it:\n{traceback.format_exc()}",
+                    stacklevel=2,
+                )

@@ -106,7 +106,8 @@ class Summarise(Callback):
         return lines
 
     def _waits_for_data(self) -> bool:
-        return self.times.data_s > (self.times.data_s + self.times.update_s) / 3
+        data_s, update_s = self.times.data_s, self.times.update_s
+        return data_s > max((data_s + update_s) / 3, _WORTH_ADVICE_S)
 
 
 def _shares(times: RunTimes) -> str:
@@ -116,11 +117,12 @@ def _shares(times: RunTimes) -> str:
         "validation": times.validation_s,
         "checkpoints": times.checkpoints_s,
     }
-    whole = max(times.elapsed_s, 1e-9)
-    parts["other"] = max(whole - sum(parts.values()), 0.0)
+    whole = max(times.elapsed_s, sum(parts.values()), 1e-9)
+    parts["other"] = whole - sum(parts.values())
     return ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in parts.items())
 
 
+_WORTH_ADVICE_S = 0.5
 _DATA_ADVICE = (
     "More than a third of an iteration is spent waiting for data: raise --data.n_workers, give the "
     "dataset\n`get_batch` to make a whole batch at once, or move transforms to the device "

@@ -178,6 +178,6 @@ def test_predictions_have_the_image_the_class_and_its_probability(channels, dtyp
     output = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 9.0]])
     figure = draw_predictions(images, torch.tensor([0, 1, 1]), output, ["cat", "dog"], n_images=2)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["cat 0.50", "cat 0.99\nnot dog"]
+    assert titles == ["cat 0.50", "cat 0.99\ntrue: dog"]
     shown = figure.axes[0].get_images()[0].get_array()
     assert shown.shape == ((4, 4) if channels == 1 else (4, 4, 3))

@@ -208,6 +208,20 @@ def test_no_picture_is_drawn_outside_of_training(run, config, sessions, pictures
     assert pictures == []
 
 
+def test_a_project_that_can_not_draw_trains_on_and_is_told_once(run, config, monkeypatch):
+    calls = []
+
+    def visualise(self, batch, output, mode) -> None:
+        calls.append(mode)
+        raise AttributeError("no classes")
+
+    monkeypatch.setattr(TinyModule, "visualise", visualise)
+    with pytest.warns(UserWarning, match="`TinyModule.visualise` failed(.|\n)*no classes") as told:
+        assert run("fit", "--config", config, "--trainer.max_steps=12")[0] == 0
+    assert calls == ["val"]
+    assert len([w for w in told if "visualise" in str(w.message)]) == 1
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_bars_are_drawn_on_a_terminal_only(run, config, sessions, monkeypatch, terminal):
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda self: terminal)

@@ -173,10 +173,16 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
             f"no session has logged the number {empty[0]!r}"
             + (did_you_mean(get_close_matches(empty[0], logged)) or _choice(logged))
         )
+    drawn = {name: curves for name, curves in drawn.items() if curves}
     for name, curves in drawn.items():
         if without := [label for label in read if label not in curves]:
-            print(f"No {name} in {', '.join(without)}", file=sys.stderr)
-    return {name: curves for name, curves in drawn.items() if curves}
+            many = f"{len(without)} of {len(read)} sessions"
+            where = many if len(without) > _MOST_NAMED else ", ".join(without)
+            print(f"No {name} in {where}", file=sys.stderr)
+    return drawn
+
+
+_MOST_NAMED = 5
 
 
 def _choice(names: list[str]) -> str:

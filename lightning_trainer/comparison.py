@@ -20,6 +20,8 @@ Line = dict[str, Any]  # of a trail; `RecordTrail` says what it holds
 # What of a checkpoint a restart must get right. The rest are settings, and times, which differ.
 _OF_CHECKPOINT = (
     "state_dict.",
+    "current_model_state.",  # what is trained, where `state_dict` is its average
+    "averaging_state.",
     "optimizer_states.",
     "lr_schedulers.",
     "global_step",

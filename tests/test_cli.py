@@ -350,6 +350,8 @@ def test_callbacks_and_loggers_of_a_file_add_to_the_built_in_ones(run, fit, tmp_
     with own.open(newline="") as file:
         losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row.get("val/loss")]
     assert losses == list(logged(session, "val/loss").values())
+    [hparams] = (tmp_path / "csv/own").rglob("hparams.yaml")
+    assert yaml.safe_load(hparams.read_text())["model.learning_rate"] == 0.01
     assert {"metrics.csv", "events.out", "checkpoints/best.ckpt"} <= names(session)
     Counter.n_batches = 0  # and they are there again, once each, when it goes on
     code, _, err = run("fit", "--ckpt_path", session, "--trainer.max_steps", "25")

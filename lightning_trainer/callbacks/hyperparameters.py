@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run besides numbers: its files, and a row in the table of runs."""
+"""What loggers show of a run besides numbers: its settings, and in TensorBoard its files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,12 +30,15 @@ class LogHyperParameters(Callback):
         self.report = report
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the files as they are at this start."""
+        """Logs the files as they are at this start; to added loggers the settings, once."""
+        first = not self.session.last_checkpoint.exists()  # MLflow refuses what has changed since
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
                 for path in filter(Path.is_file, (self.session.config, self.session.environment)):
                     text = indent(path.read_text(), " " * 4)  # a block of code, in markdown
                     logger.experiment.add_text(path.stem, text, trainer.global_step)
+            elif first:
+                logger.log_hyperparams(self._parameters)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs them where the score is the best."""
@@ -54,10 +57,13 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
         settings = config.get(group, {})
         parameters[group] = settings.get("class_path")
         for name, value in settings.get("init_args", {}).items():
-            parameters[f"{group}.{name}"] = value
+            if name not in _HOW:
+                parameters[f"{group}.{name}"] = value
     for name in _TRAINER_SETTINGS:
         parameters[f"trainer.{name}"] = config.get("trainer", {}).get(name)
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+# How a model is trained and shown, not what it learns: TensorBoard shows the first five names.
+_HOW = ("n_workers", "vis_iterations", "score_name", "score_mode", "channels_last", "compile")
 _TRAINER_SETTINGS = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")

@@ -98,7 +98,8 @@ def test_mlflow_gets_every_number_and_the_settings(place):
     (place / "c/digits_mlflow.yaml").write_text(block_after("mlflow"))
     [command] = re.findall(r"python (cli.py fit .*mlflow.yaml)$", block_after("mlflow"), re.M)
     (place / "experiments").mkdir()
-    process = sh(f"python {command.replace('configs/', 'c/')} {SMALL}", place)
+    command = command.replace("configs/", "c/")
+    process = sh(f"python {command} {SMALL} --trainer.log_every_n_steps 5", place)
     assert process.returncode == 0, process.stderr
     mlflow.set_tracking_uri(f"sqlite:///{place}/experiments/mlflow.db")
     [run] = mlflow.search_runs(search_all_experiments=True, output_format="list")

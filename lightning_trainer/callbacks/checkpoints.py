@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,10 @@ from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from lightning_trainer.callbacks.agreement import Agreement
+from lightning_trainer.callbacks.averaging import end_validation, share_buffers
 from lightning_trainer.callbacks.evaluation import RULE, ReportEvaluation
 from lightning_trainer.callbacks.losses import GuardAgainstNonFinite
 from lightning_trainer.callbacks.schedule import ValidationSchedule
@@ -132,6 +133,7 @@ class SaveCheckpoints(Checkpoint):
         """Writes last.ckpt, and best.ckpt if the score is the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        share_buffers(trainer)
         # First the best, because last.ckpt says that it has been found.
         best, last = self.session.best_checkpoint, self.session.last_checkpoint
         if not self.report.improved or not self._write(trainer, best, last):
@@ -156,12 +158,13 @@ class SaveCheckpoints(Checkpoint):
         self._writer.shutdown()
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Writes last.ckpt at the end of an iteration, or within a validation."""
+        """Writes last.ckpt at the end of an iteration, or within a validation that ends by it."""
         self.schedule.note_whether_due(trainer)
-        if not trainer.validating:
+        if trainer.validating:
+            end_validation(trainer)
+        else:
             self.guard.check(trainer)
-        with _weights_of_training(trainer):
-            self._write(trainer, self.session.last_checkpoint)
+        self._write(trainer, self.session.last_checkpoint)
 
     def save_end(self, trainer: pl.Trainer) -> None:
         """Saves the end of a run that has stopped in between."""
@@ -250,18 +253,6 @@ class SaveEnd(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes last.ckpt, if the newest iteration is not in it."""
         self.checkpoints.save_end(trainer)
-
-
-@contextlib.contextmanager
-def _weights_of_training(trainer: pl.Trainer) -> Iterator[None]:
-    """Ends, within a validation, what scores averaged weights in place of those of training."""
-    averages = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-    swapped = averages if trainer.validating else []
-    for callback in swapped:
-        callback.on_validation_epoch_end(trainer, trainer.lightning_module)
-    yield
-    for callback in swapped:
-        callback.on_validation_epoch_start(trainer, trainer.lightning_module)
 
 
 def goes_on_meanwhile(trainer: pl.Trainer) -> bool:

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_trainer.callbacks.agreement import Agreement
+from lightning_trainer.callbacks.averaging import load_average
 from lightning_trainer.session import Session
 
 _KEY = "losses"
@@ -192,10 +193,8 @@ def _go_back(trainer: pl.Trainer, path: str) -> None:
     trainer.strategy.load_model_state_dict(
         checkpoint, strict=trainer.lightning_module.strict_loading
     )
+    load_average(trainer, checkpoint)
     trainer.strategy.load_optimizer_state_dict(checkpoint)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging):  # its average is lost as well
-            callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
     groups = [group for optimiser in trainer.optimizers for group in optimiser.param_groups]
     for group, setting in zip(groups, settings, strict=True):
         group.update(setting)

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from conftest import TinyModule
+from conftest import TinyModule, start_process
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from test_exact_restart import Killed, kill_at, result, same
 
@@ -131,3 +131,22 @@ def test_going_back_from_what_is_not_finite_takes_the_average_back(fit, sessions
     last = torch.load(sessions()[0] / "checkpoints/last.ckpt")
     for name in ("state_dict", "current_model_state"):
         assert all(value.isfinite().all() for value in last[name].values())
+
+
+def test_an_average_can_begin_when_a_session_goes_on(run, config, sessions):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    begun = torch.load(sessions()[0] / "checkpoints/last.ckpt")["state_dict"]
+    code, _, err = run("fit", "--ckpt_path", sessions()[0], "--trainer.max_steps=6", *AVERAGE)
+    assert code == 0, err
+    last = torch.load(sessions()[0] / "checkpoints/last.ckpt")
+    assert not same(last["state_dict"], begun)
+    assert same(last["state_dict"], dict(last["current_model_state"]))
+
+
+@pytest.mark.slow
+def test_on_two_processes_a_run_that_is_killed_goes_on_bitwise_on_both(config):
+    flags = ("--trainer.devices=2", "--data.n_samples=28")
+    process = start_process("verify", "--config", config, *AVERAGE, *flags)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    assert "EQUAL: bitwise as if it had never been killed." in out

@@ -1,5 +1,6 @@
-"""What loggers show of a run besides numbers: its settings, and in TensorBoard its files."""
+"""What loggers show of a run besides numbers: its settings, and in TensorBoard files and charts."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
@@ -30,12 +31,13 @@ class LogHyperParameters(Callback):
         self._parameters = _flatten(config)
         self.report = report
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Logs the files and settings as they are at this start; to added loggers these once."""
         first = not self.session.last_checkpoint.exists()  # MLflow refuses what has changed since
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self._parameters)  # a row for a run that has no score yet
+                logger.experiment.add_custom_scalars(_charts(pl_module.score_key))
                 for path in filter(Path.is_file, (self.session.config, self.session.environment)):
                     text = indent(path.read_text(), " " * 4)  # a block of code, in markdown
                     logger.experiment.add_text(path.stem, text, trainer.global_step)
@@ -56,6 +58,15 @@ class LogHyperParameters(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, SessionTensorBoard):
                 logger.log_success()
+
+
+def _charts(score_key: str) -> dict[str, dict[str, list[Any]]]:
+    """The loss, and the score, of training, validation and test in one chart of all runs."""
+    names = dict.fromkeys(("loss", score_key.split("/", 1)[1]))
+    # TensorBoard takes a tag as a pattern that the names of curves begin with.
+    patterns = {name: f"(train|val|test)/{re.escape(name)}$" for name in names}
+    charts = {name: ["Multiline", [pattern]] for name, pattern in patterns.items()}
+    return {"train, val, test": charts}
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from conftest import TinyModule
 from scripted import PROJECT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from test_exact_restart import Killed, same
@@ -182,6 +183,18 @@ def test_a_run_that_dies_before_it_has_a_score_has_a_row_that_is_no_success(
     [session] = sessions()
     parameters, success = read_row(session)
     assert (parameters["trainer.max_steps"], success) == (12, False)
+
+
+def test_training_and_validation_share_a_chart(run, config, sessions):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    events = read_events(sessions()[0])
+    [event] = events.Tensors("custom_scalars__config__")
+    [category] = Layout.FromString(event.tensor_proto.string_val[0]).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert list(charts) == ["loss", "accuracy"]
+    for title, [pattern] in charts.items():
+        shown = {name for name in events.Tags()["scalars"] if re.match(pattern, name)}
+        assert shown == {f"train/{title}", f"val/{title}"}
 
 
 @pytest.fixture

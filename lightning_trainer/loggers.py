@@ -1,14 +1,17 @@
 """Where numbers go: TensorBoard and metrics.csv, both straight into the session folder."""
 
 import csv
+import json
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
 
 from lightning_trainer.secrets import scrub
 from lightning_trainer.session import Session
@@ -38,9 +41,30 @@ class SessionTensorBoard(TensorBoardLogger):
         self._write(super().log_metrics, metrics, step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Adds the settings, without secrets."""
-        self._write(super().log_hyperparams, scrub(params), *args, **kwargs)
+    def log_hyperparams(
+        self,
+        params: Mapping[str, Any] | Namespace,
+        metrics: Mapping[str, float] | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Adds a row to the table of runs, without secrets; of one folder the first is shown.
+
+        Lightning also writes which columns the table has: TensorBoard takes the list of one run
+        and shows nothing of what others have besides. Without one it collects the settings of all
+        runs, and shows those first in which they differ.
+        """
+        if metrics:
+            self.log_metrics(metrics, step)
+        settings = vars(params) if isinstance(params, Namespace) else params
+        self._write_row(hparams(_flatten(scrub(dict(settings))), {})[1])
+
+    @rank_zero_only
+    def log_success(self) -> None:
+        """Marks the row as that of a run which came to its end."""
+        self._write_row(hparams({}, {})[2])
+
+    def _write_row(self, part: Any) -> None:
+        self._write(lambda: self.experiment._get_file_writer().add_summary(part))
 
     @rank_zero_only
     def save(self) -> None:
@@ -68,6 +92,21 @@ class SessionTensorBoard(TensorBoardLogger):
 
 
 _PAUSE_S = 60.0  # before the next try: each leaves a file
+
+
+def _flatten(settings: Mapping[str, Any], group: str = "") -> dict[str, int | float | str]:
+    """Settings as numbers and texts, a class's arguments named as on the command line."""
+    flat: dict[str, int | float | str] = {}
+    for key, value in settings.items():
+        in_class = group and key in ("class_path", "init_args")
+        name = group if in_class else f"{group}.{key}" if group else key
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, name)
+        elif isinstance(value, str) or type(value) in (int, float):  # a bool would be 0.0000
+            flat[name] = value
+        else:
+            flat[name] = json.dumps(value, default=str)  # null, true, [1, 2]: as in YAML
+    return flat
 
 
 class MetricsFile(Logger):

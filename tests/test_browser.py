@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -13,25 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT, run_process
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.browser
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 
-# All that a page shows, also within the components that it is made of.
+# What can be read on a page, also within the components that it is made of, and nothing hidden.
 TEXT = """
-(function all(node) {
-  if (node.nodeType == Node.TEXT_NODE) return node.nodeValue.trim() + " ";
-  if (["STYLE", "SCRIPT", "TEMPLATE"].includes(node.nodeName)) return "";
-  let text = "";
-  if (node.shadowRoot) text += all(node.shadowRoot);
-  if (node.nodeName == "IFRAME" && node.contentDocument) text += all(node.contentDocument);
-  if (node.nodeName == "IMG" && node.naturalWidth > 1) text += "[picture] ";
-  for (const child of node.childNodes) text += all(child);
-  return text;
-})(document)
+(function read(node) {
+  if (node.nodeType == Node.TEXT_NODE) return node.data;
+  if (!node.checkVisibility) return "";
+  const seen = node.checkVisibility({visibilityProperty: true, opacityProperty: true});
+  if (!seen && getComputedStyle(node).display != "contents") return "";
+  if (node.nodeName == "IMG") return node.naturalWidth > 1 ? "[picture]" : "";
+  const inside = node.nodeName == "IFRAME" ? [node.contentDocument?.body].filter(Boolean)
+    : node.nodeName == "SLOT" ? node.assignedNodes({flatten: true})
+    : (node.shadowRoot ?? node).childNodes;
+  return [...inside].map(read).join(" ");
+})(document.body)
 """
 
 
@@ -39,17 +43,15 @@ class Browser:
     """Chromium without a window, told what to do through a pair of pipes."""
 
     def __init__(self, profile: Path) -> None:
-        (to_browser, self._send), (self._receive, from_browser) = os.pipe(), os.pipe()
-        redirections = f"3<&{to_browser} 4>&{from_browser}"
-        flags = "--headless=new --no-sandbox --disable-gpu --remote-debugging-pipe"
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
+        pipes = 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'  # it reads 3 and writes to 4
         self._process = subprocess.Popen(
-            ["bash", "-c", f'exec "$0" {flags} --user-data-dir="$1" {redirections}',
-             str(BROWSER), str(profile)],
-            pass_fds=(to_browser, from_browser),
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(to_browser)
-        os.close(from_browser)
+            ["sh", "-c", pipes, str(BROWSER), *flags, f"--user-data-dir={profile}"],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
         self._numbers = itertools.count(1)
         self._unread = b""
 
@@ -59,17 +61,21 @@ class Browser:
         message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
         if session:
             message["sessionId"] = session
-        os.write(self._send, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self._unread:
-                received = os.read(self._receive, 2**16)
-                assert received, "the browser has ended"
-                self._unread += received
-            answer, _, self._unread = self._unread.partition(b"\0")
-            result = json.loads(answer)
-            if result.get("id") == number:
-                assert "error" not in result, result
-                return result["result"]
+        self._process.stdin.write(json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != number:  # others tell of events
+            pass
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _read(self, wait_s: float = 60.0) -> dict[str, Any]:
+        pipe = self._process.stdout
+        while b"\0" not in self._unread:
+            ready, _, _ = select.select([pipe], [], [], wait_s)
+            received = os.read(pipe.fileno(), 2**16) if ready else b""
+            assert received, "the browser has ended" if ready else "the browser does not answer"
+            self._unread += received
+        answer, _, self._unread = self._unread.partition(b"\0")
+        return json.loads(answer)
 
     def texts(self, url: str, wait_s: float = 60.0) -> Iterator[str]:
         """What the page shows, again and again while it loads."""
@@ -85,31 +91,36 @@ class Browser:
             time.sleep(0.5)
 
     def close(self) -> None:
-        """Ends it."""
-        self._process.kill()
-        self._process.wait()
-        os.close(self._send)
-        os.close(self._receive)
+        """Ends it, its own processes with it."""
+        self.ask("Browser.close")
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
 
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory) -> Iterator[tuple[str, list[Path]]]:
-    """The address of TensorBoard on two sessions that differ in a setting, and the sessions."""
+    """The address of TensorBoard on two sessions that differ in settings, and the sessions."""
     if BROWSER is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
     folder = tmp_path_factory.mktemp("board")
-    for width in (4, 8):
+    for options in (["--model.width=4"], ["--model.width=8", "--trainer.precision=bf16-mixed"]):
         process = run_process(
             *("fit", "--config", ROOT / "configs/digits.yaml", "--output_path", folder),
             *("--trainer.max_steps=20", "--trainer.val_check_interval=10"),
-            *("--trainer.log_every_n_steps=5", f"--model.width={width}", f"--tag=width{width}"),
+            *("--trainer.log_every_n_steps=5", "--model.vis_iterations=20", *options),
+            f"--tag={len(options)}",
         )
         assert process.returncode == 0, process.stderr
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         address = next(filter(None, (re.search(r"http://\S+", line) for line in server.stderr)))
         yield address[0].rstrip("/"), sorted(folder.glob("session_*"))
-        server.kill()
+        server.terminate()  # it ends its own server of data
 
 
 @pytest.fixture(scope="module")
@@ -119,24 +130,86 @@ def browser(board, tmp_path_factory) -> Iterator[Browser]:
     chromium.close()
 
 
-@pytest.mark.parametrize(
-    ("tab", "expected"),
-    [
-        ("scalars&tagFilter=.", ["learning_rate", "timing/examples_per_s", "train/accuracy",
-                                 "train/loss", "val/accuracy", "val/loss"]),
-        ("images", ["val/confusion_matrix", "val/mistakes", "val/predictions", "step 20",
-                    "[picture]"]),
-        ("text", ["config", "environment", "max_steps: 20", "git_commit"]),
-        ("hparams", ["model.width", "model.learning_rate", "score/best", "0.0030000",
-                     "4.0000", "8.0000"]),
-    ],
-)  # fmt: skip
-def test_a_user_finds_what_was_logged(board, browser, tab, expected):
-    address, sessions = board
-    expected = [*expected, *(session.name for session in sessions)]
-    missing = expected
-    for text in browser.texts(f"{address}/?darkMode=false#{tab}"):
-        missing = [part for part in expected if part not in text]
-        if not missing:
-            return
-    assert not missing, text
+@pytest.fixture
+def find(board, browser):
+    """Waits until an address shows all that is expected, which are patterns."""
+
+    def find_(address: str, *expected: str) -> None:
+        text, missing = "", list(expected)
+        for text in browser.texts(f"{board[0]}/{address}"):
+            missing = [part for part in expected if not re.search(part, text)]
+            if not missing:
+                return
+        assert not missing, text
+
+    return find_
+
+
+def numbers(session: Path, name: str) -> dict[int, float]:
+    """A curve, by iteration."""
+    events = EventAccumulator(str(session))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(name)}
+
+
+SCALARS = (
+    *("learning_rate", "score/best", "train/accuracy", "train/loss", "val/accuracy", "val/loss"),
+    *("timing/examples_per_s", "timing/fetch_ms", "timing/update_ms"),
+)
+
+
+def test_each_number_has_a_chart_of_both_sessions(board, find):
+    names = [rf"\b{session.name}\b" for session in board[1]]
+    find("#scalars&tagFilter=.", *names, *(f"tag: {name} [-\\d]" for name in SCALARS))
+
+
+@pytest.mark.parametrize("name", ["train/loss", "val/loss", "val/accuracy", "score/best"])
+def test_each_session_has_its_last_value_beside_the_curve(board, find, name):
+    rows = []
+    for session in board[1]:
+        step, value = max(numbers(session, name).items())
+        shown = re.escape(f"{round(value, 4):g}")
+        rows.append(rf"{session.name} \S+ {shown} {step} ")  # the first is the smoothed value
+    find(f"?tagFilter={name}#timeseries", *rows)
+
+
+def test_training_and_validation_are_drawn_into_one_chart_of_loss_and_one_of_score(find):
+    find("#custom_scalars", r"train, val, test 2 loss .*Matches \(4\) accuracy .*Matches \(4\)")
+
+
+def test_each_picture_is_shown_for_each_session(board, find):
+    tags = ("train/predictions", "val/confusion_matrix", "val/mistakes", "val/predictions")
+    find(
+        "#images&tagFilter=.",
+        *(
+            rf"{tag} {session.name} tag: {tag} step 20 [^\[]*\[picture\]"
+            for tag in tags
+            for session in board[1]
+        ),
+    )
+
+
+def test_the_table_of_runs_begins_with_the_settings_that_differ(board, find):
+    first, second = board[1]
+    # TensorBoard shows five significant digits.
+    best = [f"{max(numbers(session, 'val/accuracy').values()):#.5g}" for session in board[1]]
+    find(
+        "#hparams",
+        "Trial ID Show Metrics model.width trainer.precision .*learning_rate score/best ",
+        rf"{first.name} 4\.0000 null [^_]*0\.0030000 {best[0]} ",
+        rf"{second.name} 8\.0000 bf16-mixed [^_]*0\.0030000 {best[1]} ",
+        "Number of matching session groups: 2",
+    )
+
+
+def test_settings_and_environment_of_each_session_can_be_read(board, find):
+    expected = []
+    for session in board[1]:
+        environment = yaml.safe_load((session / "environment.yaml").read_text())
+        config = yaml.safe_load((session / "config.yaml").read_text())
+        width = config["model"]["init_args"]["width"]
+        expected += [
+            rf"config/text_summary {session.name} .* max_steps: 20 .* width: {width} ",
+            rf"environment/text_summary {session.name} .*{environment['git_commit']}",
+        ]
+    find("#text&tagFilter=.", *expected)

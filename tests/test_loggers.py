@@ -4,6 +4,7 @@ import csv
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.session import Session
@@ -200,3 +201,22 @@ def test_a_disk_that_fills_up_costs_tensorboard_points_and_not_the_run(tmp_path,
     logger.save()
     assert len(list(tmp_path.glob("events.*"))) == 2
     assert first.stat().st_size > 0
+
+
+def test_the_arguments_of_nested_classes_are_named_as_on_the_command_line(tmp_path):
+    logger = SessionTensorBoard(Session(tmp_path))
+    layers = {"class_path": "a.B", "init_args": {"n": 2, "bias": False, "sizes": [3, 4]}}
+    logger.log_hyperparams({"model": layers, "model.clip": None, "api_key": "abc"})
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    [content] = events.PluginTagToContent("hparams").values()
+    row = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert {name: getattr(value, value.WhichOneof("kind")) for name, value in row.items()} == {
+        "model": "a.B",
+        "model.n": 2,
+        "model.bias": "false",
+        "model.sizes": "[3, 4]",
+        "model.clip": "null",
+        "api_key": "<secret: not stored>",
+    }

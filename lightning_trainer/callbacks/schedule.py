@@ -66,19 +66,23 @@ class ValidationSchedule(Callback):
         """Runs a validation that the run was stopped before or in; call it last of all callbacks.
 
         Private to Lightning: a restored loop can only finish a validation that was begun, and would
-        do so with the number of batches that were left but from the start of the data.
+        do so with the number of batches that were left but from the start of the data. Where the
+        validation has run here, the loops are told that it was not they who ran it: else an epoch
+        that ended with it would never be followed by another.
         """
         if not self._restored:
             return
         self._restored = False
-        if counts_iterations(trainer):
-            trainer.val_check_batch = _NOW if self.validated else _NOT_NOW
         if not self.validated:
             val_loop = trainer.fit_loop.epoch_loop.val_loop
             val_loop.restarting = False
             trainer.validating = True
             val_loop.run()
             trainer.training = True
+            val_loop._has_run = False
+            val_loop.reset_restart_stage()
+        if counts_iterations(trainer):
+            trainer.val_check_batch = _NOW
 
     def on_train_batch_end(
         self,

@@ -13,6 +13,7 @@ import torch
 from conftest import TinyModule, start_process
 from test_exact_restart import result, same
 
+INTERVAL = "--trainer.val_check_interval"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -121,23 +122,34 @@ def test_accumulated_gradients_are_stepped_before_the_run_ends(run, config, sess
     assert same(result(session), result(sessions()[0]))
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--data.n_samples=20",),
+        ("--data.n_samples=20", "--trainer.check_val_every_n_epoch=1", INTERVAL + "=1.0"),
+        ("--data.n_samples=40", "--trainer.check_val_every_n_epoch=1", INTERVAL + "=0.5"),
+    ],
+    ids=["amid an epoch", "at its end", "of each epoch", "of half an epoch"],
+)
 def test_within_a_validation_it_ends_at_once_and_goes_on_with_all_of_it(
-    run, config, sessions, send
+    run, config, sessions, send, flags
 ):
-    assert run("fit", "--config", config)[0] == 0
+    assert run("fit", "--config", config, *flags)[0] == 0
     expected = result(sessions()[0])
-    send(in_validation(10, batch=1), signal.SIGINT)
-    code, out, _ = run("fit", "--config", config)
-    session = sessions()[-1]
-    assert (code, out.count("Val loss"), last(session)["global_step"]) == (130, 1, 10)
-    # The validation that the run goes on with is stopped as well, and the next one comes through.
-    send(in_validation(10, batch=0), signal.SIGTERM)
-    code, out, _ = run("fit", "--ckpt_path", session)
-    assert (code, out.count("Val loss"), last(session)["global_step"]) == (143, 0, 10)
-    code, out, err = run("fit", "--ckpt_path", session)
-    assert code == 0, err
-    assert out.count("Val loss") == 4
-    assert same(result(session), expected)
+    for first, second in ((1, 0), (2, 1)):  # in the first two of three batches, and the last two
+        send(in_validation(10, batch=first), signal.SIGINT)
+        code, out, _ = run("fit", "--config", config, *flags)
+        session = sessions()[-1]
+        assert (code, out.count("Val loss"), last(session)["global_step"]) == (130, 1, 10)
+        # The validation that the run goes on with is stopped as well, and the next comes through.
+        send(in_validation(10, batch=second), signal.SIGTERM)
+        code, out, _ = run("fit", "--ckpt_path", session)
+        assert (code, out.count("Val loss"), last(session)["global_step"]) == (143, 0, 10)
+        code, out, err = run("fit", "--ckpt_path", session)
+        assert code == 0, err
+        assert out.count("Val loss") == 4
+        assert same(result(session), expected)
 
 
 @pytest.mark.parametrize("first", SIGNALS)

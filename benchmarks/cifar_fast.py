@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 FAST, GUIDE = "configs/cifar_fast.yaml", "configs/cifar.yaml"
 # As soon as it can be: the whole schedule in less than an epoch. The guide's own is for hours, its
-# first validation that reaches 0.624 comes after about 600 iterations.
+# first validation that reaches 0.624 comes after about 900 iterations.
 SHORT = ["--trainer.max_steps=80", "--trainer.val_check_interval=20", "--data.batch_size=256"]
 WITHOUT = {
     "the recipe": [],
@@ -162,10 +162,17 @@ def main() -> None:
             )
             text = (
                 f"From the command to the first validation with {arguments.score} or more, "
-                f"{arguments.rounds} of each:\n\n{spread(both, 's')}\n\nFrom the start of training "
-                f"on:\n\n{spread(taken, 's')}"
+                f"{arguments.rounds} of each, the recipe {times_sooner(both)} times sooner:\n\n"
+                f"{spread(both, 's')}\n\nFrom the start of training on, {times_sooner(taken)} "
+                f"times sooner:\n\n{spread(taken, 's')}"
             )
             report(f"Time to {arguments.score}", text)
+
+
+def times_sooner(taken: dict[str, list[float]]) -> str:
+    """The ratio of the medians of the first thing and the second."""
+    first, second = (statistics.median(values) for values in taken.values())
+    return f"{first / second:.1f}"
 
 
 def note(values: list[float], taken: tuple[float, float]) -> float:

@@ -37,10 +37,11 @@ from lightning_trainer.launch import is_first_process, layout, n_processes, rand
 from lightning_trainer.lock import SessionLock
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.module import BaseModule
+from lightning_trainer.options import option_values, split_configs
 from lightning_trainer.overhead import NoProfiler, skip_empty_hooks, without_asking_for_gpus
 from lightning_trainer.parser import SessionParser, help_texts
 from lightning_trainer.quiet import quiet
-from lightning_trainer.restart import Restart, dump_settings, find_option, reach, split_configs
+from lightning_trainer.restart import Restart, dump_settings, reach
 from lightning_trainer.secrets import scrub, secret_texts
 from lightning_trainer.session import Session, differences
 from lightning_trainer.terminal import TerminalLog
@@ -106,13 +107,12 @@ class SessionCLI(LightningCLI):
             sys.exit(1)
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Leaves out the commands that are not asked for; puts our descriptions into the list."""
+        """Leaves out the commands that are not asked for."""
         commands = self.subcommands()
         asked = {word: commands[word] for word in self._first_words if word in commands}
         if asked:  # to find the options of the others takes 0.1 s each
             self.subcommands = lambda: asked  # type: ignore[method-assign]
         super().setup_parser(*args, **kwargs)
-        self.parser.describe_commands()
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
@@ -147,14 +147,14 @@ class SessionCLI(LightningCLI):
         """Reads a session's stored settings, then config files, then single options."""
         argv = _as_argv(args)
         command = next((word for word in argv if word in self.subcommands()), "")
-        path = find_option(argv, "--ckpt_path")
+        paths = option_values(argv, "--ckpt_path")
         try:
-            if path and command:
-                new_session = find_option(argv, "--config", "-c") is not None
-                self.restart = Restart.find(path, command, new_session)
+            if any(paths[-1:]) and command:
+                new_session = bool(option_values(argv, "--config", "-c"))
+                self.restart = Restart.find(paths[-1], command, new_session)
             self._parse(argv)
             self._command = shown_command(argv, secret_texts(self._resolved()))
-            if command == "fit" and not path:
+            if command == "fit" and not any(paths[-1:]):
                 self.restart = self._of_requeued_job()
                 if self.restart:
                     self._parse(argv)

@@ -18,22 +18,6 @@ _UNKNOWN = re.compile(
 )
 _CLASS_PATH = re.compile(r"class_path '([^']+)'")
 
-
-_DESCRIPTION = """Trains, tests and applies a project's model. Each run has a session folder.
-
-    fit --config configs/digits.yaml             a new session
-    fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
-    test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
-    verify --config configs/digits.yaml          proves that restarts of this project are exact
-    new NAME                                     starts a project that trains at once
-    sessions                                     a table of all sessions
-    compare SESSION SESSION ...                  what differs, and their curves in one picture
-
-Any key of a config file is an option as well and wins over the file:
-
-    fit --config configs/cifar.yaml --tag lr3e-3 --model.learning_rate 3e-3
-"""
-
 _COMMANDS = {
     "fit": "Trains a model: a new session, or with --ckpt_path one that goes on.",
     "validate": "Scores a session's best checkpoint on the validation data.",
@@ -51,16 +35,15 @@ The options of a project's own classes:
 """
 
 
-def help_texts() -> dict[str, Any]:
-    """What `--help` says first, for the program and for each command."""
-    commands = {
+def help_texts() -> dict[str, dict[str, str]]:
+    """What `--help` of each command says first."""
+    return {
         command: {
             "description": description + "\n" + _OWN_OPTIONS.format(command=command),
             "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
         }
         for command, description in _COMMANDS.items()
     }
-    return {"description": _DESCRIPTION, **commands}
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -73,13 +56,6 @@ class SessionParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_Formatter, **kwargs)
 
-    def describe_commands(self) -> None:
-        """Sets what `--help` lists; private to argparse, which takes it only at an addition."""
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for choice in action._choices_actions:
-                    choice.help = _COMMANDS[choice.dest]
-
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with code 2."""
         if not self.exit_on_error:  # a parser within the parser, for one of several types
@@ -91,7 +67,7 @@ class SessionParser(LightningArgumentParser):
         message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
         message = re.sub(r'Parser key "([^"]+)"', r"`\1`", message)
         program = self.prog.replace(" [options]", "")
-        sys.stderr.write(f"error: {message}\n(all options: python {program} --help)\n")
+        sys.stderr.write(f"error: {message}\n(more: python {program} --help)\n")
         sys.exit(2)
 
     def _suggestion(self, message: str) -> str:

@@ -1,7 +1,6 @@
 """What `--ckpt_path` means: which checkpoint, which session, which settings."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,26 +134,3 @@ _Dumper.add_implicit_resolver(
     re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
-
-
-def find_option(argv: Sequence[str], *names: str) -> str | None:
-    """The value of an option on a command line, the last one given; None if it is not there."""
-    value = None
-    for i, argument in enumerate(argv):
-        name, has_value, rest = argument.partition("=")
-        if name in names:
-            value = rest if has_value else (argv[i + 1] if i + 1 < len(argv) else None)
-    return value
-
-
-def split_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The config files of a command line, and the rest of it."""
-    files: list[str] = []
-    rest: list[str] = []
-    i = 0
-    while i < len(argv):
-        width = 2 if argv[i] in ("-c", "--config") else 1
-        is_file = width == 2 or argv[i].startswith(("--config=", "-c="))
-        (files if is_file else rest).extend(argv[i : i + width])
-        i += width
-    return files, rest

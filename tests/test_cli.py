@@ -19,7 +19,7 @@ from conftest import CONFIG, ROOT, BaseModule, TinyData, TinyModule, run_process
 from torch import nn
 
 from lightning_trainer.cli import main
-from lightning_trainer.restart import find_option, split_configs
+from lightning_trainer.options import option_values, split_configs
 
 
 class Echo(TinyModule):
@@ -323,16 +323,16 @@ def test_config_files_are_told_from_the_rest_in_their_order(argv, expected):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ("fit --a 1", "1"),
-        ("fit --a=1", "1"),
-        ("fit --a=x=y", "x=y"),
-        ("fit --a 1 -b 2 --a 3", "3"),
-        ("fit --ab 1", None),
-        ("fit --a", None),
+        ("fit --a 1", ["1"]),
+        ("fit --a=1", ["1"]),
+        ("fit --a=x=y", ["x=y"]),
+        ("fit --a 1 -b 2 --a 3", ["1", "3"]),
+        ("fit --ab 1", []),
+        ("fit --a", []),
     ],
 )
-def test_the_value_of_an_option_is_found_and_the_last_one_wins(argv, expected):
-    assert find_option(argv.split(), "--a") == expected
+def test_the_values_of_an_option_are_found(argv, expected):
+    assert option_values(argv.split(), "--a") == expected
 
 
 def test_callbacks_and_loggers_of_a_file_add_to_the_built_in_ones(run, fit, tmp_path):

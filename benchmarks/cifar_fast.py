@@ -6,8 +6,8 @@ python benchmarks/cifar_fast.py until --score 0.624
 python benchmarks/cifar_fast.py picture
 
 Needs the images in data/cifar10. `whole` trains with each seed and is scored on the test images.
-`without` leaves out a part at a time, scored on 5,000 training images that are held out. `until`
-starts the recipe and the guide's settings in turn and stops each at the first validation with that
+`without` leaves out a part at a time, or whitens the first layer's input (benchmarks/whitened.py),
+scored on 5,000 training images that are held out. `until` starts the recipe and the guide's settings in turn and stops each at the first validation with that
 score: from the command on, imports and reading the images included, and from the start of training.
 `picture` draws scores over seconds into docs/cifar_fast.png.
 """
@@ -36,6 +36,7 @@ WITHOUT = {
     "without flips": ["--data.flips=false"],
     "half as wide": ["--model.stem_width=16", "--model.widths=[32,64]"],
     "AdamW for all": ["--model.muon=false"],
+    "first layer whitened": ["--model=benchmarks.whitened.WhitenedModule"],
 }
 AIRBENCH = ["--model.stem_width=24", "--model.stem_stride=1", "--model.widths=[64,256,256]"]
 PICTURE = {

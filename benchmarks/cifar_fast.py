@@ -6,10 +6,11 @@ python benchmarks/cifar_fast.py until --score 0.624
 python benchmarks/cifar_fast.py picture
 
 Needs the images in data/cifar10. `whole` trains with each seed and is scored on the test images.
-`without` leaves out a part at a time, or whitens the first layer's input (benchmarks/whitened.py),
-scored on 5,000 training images that are held out. `until` starts the recipe and the guide's settings in turn and stops each at the first validation with that
-score: from the command on, imports and reading the images included, and from the start of training.
-`picture` draws scores over seconds into docs/cifar_fast.png.
+`without` leaves out a part at a time, or adds a first layer that whitens (benchmarks/whitened.py),
+scored on 5,000 training images that are held out. `until` starts the recipe and the guide's
+settings in turn and stops each at the first validation with that score: from the command on,
+imports and reading the images included, and from the start of training. `picture` draws scores over
+seconds into docs/cifar_fast.png.
 """
 
 import argparse

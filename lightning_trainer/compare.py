@@ -126,10 +126,11 @@ def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
 
 
 def _labels(records: list[Record]) -> list[str]:
-    """The tags, where they tell the sessions apart, else the names of the folders."""
-    kinds = ([record.tag for record in records], short_names(records))
-    paths = [str(record.path) for record in records]
-    return next((labels for labels in kinds if len({*labels}) == len(labels)), paths)
+    """The tags, or where one is that of several sessions, the names of their folders."""
+    tags, paths = [record.tag for record in records], [str(record.path) for record in records]
+    pairs = zip(tags, short_names(records), strict=True)
+    labels = [tag if tag and tags.count(tag) == 1 else name for tag, name in pairs]
+    return labels if len({*labels}) == len(labels) else paths
 
 
 def _side_by_side(records: list[Record]) -> str:

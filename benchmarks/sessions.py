@@ -5,17 +5,14 @@ python benchmarks/sessions.py --sessions 1000 --rows 10000
 """
 
 import argparse
-import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from common import ROOT, alternate, report, spread
 
 
 def train(folder: Path) -> Path:
@@ -44,15 +41,12 @@ def copy(session: Path, n_sessions: int, n_rows: int, folder: Path) -> None:
         path.joinpath("metrics.csv").write_text("\n".join([header, *numbers]) + "\n")
 
 
-def time_command(n_rounds: int, *arguments: str) -> str:
-    """Median, fastest and slowest of some runs in processes of their own."""
-    times = []
-    for _ in range(n_rounds):
-        started_s = time.perf_counter()
-        command = [sys.executable, "cli.py", *arguments]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        times.append(time.perf_counter() - started_s)
-    return f"{statistics.median(times):.2f} | {min(times):.2f} | {max(times):.2f} |"
+def seconds(*arguments: str) -> float:
+    """Of a command in a process of its own."""
+    started_s = time.perf_counter()
+    command = [sys.executable, "cli.py", *arguments]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return time.perf_counter() - started_s
 
 
 def main() -> None:
@@ -61,8 +55,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
-    print("| | median s | fastest | slowest |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "experiments")
         session = train(Path(temporary, "trained"))
@@ -71,10 +63,19 @@ def main() -> None:
         picture = ["--output", str(Path(temporary, "compare.png"))]
         empty = Path(temporary, "empty")
         empty.mkdir()
-        print("| `sessions` of none |", time_command(options.rounds, "sessions", str(empty)))
-        title = f"| `sessions` of {options.sessions}, {options.rows} rows each |"
-        print(title, time_command(options.rounds, "sessions", str(folder)))
-        print("| `compare` of 6 |", time_command(options.rounds, "compare", *few, *picture))
+        times = alternate(
+            {
+                "`sessions` of none": lambda: seconds("sessions", str(empty)),
+                f"`sessions` of {options.sessions}": lambda: seconds("sessions", str(folder)),
+                "`compare` of 6": lambda: seconds("compare", *few, *picture),
+            },
+            options.rounds,
+        )
+    text = (
+        f"Copies of a session of `configs/digits.yaml` with other settings and {options.rows:,} "
+        f"rows of numbers each, {options.rounds} runs of each, files in the cache."
+    )
+    report("Looking at sessions", f"{text}\n\n{spread(times, 's')}")
 
 
 if __name__ == "__main__":

@@ -127,10 +127,11 @@ def test_accumulated_gradients_are_stepped_before_the_run_ends(run, config, sess
     [
         (),
         ("--data.n_samples=20",),
+        ("--data.n_samples=36", "--trainer.accumulate_grad_batches=2"),
         ("--data.n_samples=20", "--trainer.check_val_every_n_epoch=1", INTERVAL + "=1.0"),
         ("--data.n_samples=40", "--trainer.check_val_every_n_epoch=1", INTERVAL + "=0.5"),
     ],
-    ids=["amid an epoch", "at its end", "of each epoch", "of half an epoch"],
+    ids=["amid an epoch", "at its end", "accumulating", "of each epoch", "of half an epoch"],
 )
 def test_within_a_validation_it_ends_at_once_and_goes_on_with_all_of_it(
     run, config, sessions, send, flags
@@ -150,6 +151,22 @@ def test_within_a_validation_it_ends_at_once_and_goes_on_with_all_of_it(
         assert code == 0, err
         assert out.count("Val loss") == 4
         assert same(result(session), expected)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--trainer.max_steps=10",), ("--trainer.max_steps=-1", "--trainer.max_epochs=2")],
+    ids=["by iterations", "by epochs"],
+)
+def test_within_the_last_validation_it_leaves_only_that_to_do(run, config, sessions, send, flags):
+    flags = ("--data.n_samples=20", *flags)  # 5 iterations an epoch
+    assert run("fit", "--config", config, *flags)[0] == 0
+    send(in_validation(10, batch=1), signal.SIGTERM)
+    assert run("fit", "--config", config, *flags)[0] == 143
+    code, out, err = run("fit", "--ckpt_path", sessions()[-1])
+    assert code == 0, err
+    assert out.count("Val loss") == 1
+    assert same(result(sessions()[-1]), result(sessions()[0]))
 
 
 @pytest.mark.parametrize("first", SIGNALS)

@@ -112,12 +112,14 @@ def test_a_module_with_state_outside_of_the_checkpoint_is_found(run, config, kep
     ("args", "message"),
     [
         ((), "give `--config FILE`"),
-        (("--config=a.yaml", "--ckpt_path", "x"), "takes no `--ckpt_path`"),
-        (("--config=a.yaml", "--ckpt_path=x"), "takes no `--ckpt_path`"),
+        (("--config={config}", "--ckpt_path", "x"), "takes no `--ckpt_path`"),
+        (("--config={config}", "--ckpt_path=x"), "takes no `--ckpt_path`"),
     ],
 )
-def test_a_wrong_command_line_is_refused_in_a_line_and_nothing_is_made(run, kept, args, message):
-    code, out, err = run("verify", *args)
+def test_a_wrong_command_line_is_refused_in_a_line_and_nothing_is_made(
+    run, config, kept, args, message
+):
+    code, out, err = run("verify", *(argument.format(config=config) for argument in args))
     assert (code, out, kept()) == (2, "", [])
     assert message in err.splitlines()[0]
     assert err.splitlines()[1:] == ["(more: python cli.py verify --help)"]

@@ -305,7 +305,15 @@ class BaseModule(pl.LightningModule):
         return output, loss
 
     def _call_hook(self, hook: str, attribute: str, kind: Any) -> None:
-        getattr(self, hook)()
+        try:
+            getattr(self, hook)()
+        except AttributeError as ex:
+            if self.hparams or "'AttributeDict'" not in str(ex):
+                raise
+            raise AttributeError(
+                f"`{type(self).__name__}.{hook}` reads `self.hparams`, which is empty: call "
+                "`self.save_hyperparameters()` in `__init__`"
+            ) from ex
         self._require(hook, attribute, kind)
 
     def _require(self, hook: str, attribute: str, kind: Any) -> None:

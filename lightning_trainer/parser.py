@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import pkgutil
 import re
 import sys
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ _UNKNOWN = re.compile(
     r"unrecognized arguments: --(?P<option>[^\s=]+)|does not accept option '(?P<key>[^']+)'"
     r"|Option '(?P<argument>[^']+)' is not accepted|invalid choice: '(?P<command>[^']+)'"
 )
+_ABSENT = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _CLASS_PATH = re.compile(r"class_path '([^']+)'")
 
 _COMMANDS = {
@@ -73,6 +75,8 @@ class SessionParser(LightningArgumentParser):
     def _suggestion(self, message: str) -> str:
         if "arguments are required" in message:
             return ". Give `--config FILE`, or `--ckpt_path FOLDER` to go on with a session"
+        if absent := _ABSENT.search(message):
+            return did_you_mean(get_close_matches(absent[2], _module_names(absent[1])))
         found = _UNKNOWN.search(message)
         if not found:
             return ""
@@ -94,6 +98,13 @@ class SessionParser(LightningArgumentParser):
                 for parser in action.choices.values():
                     names |= parser._options()
         return names
+
+
+def _module_names(name: str) -> set[str]:
+    """What a module that was imported has, with the modules in its folder."""
+    module = sys.modules.get(name)
+    modules = pkgutil.iter_modules(getattr(module, "__path__", ()))
+    return {*dir(module), *(found.name for found in modules)}
 
 
 def class_options(class_path: str) -> list[str]:

@@ -164,6 +164,15 @@ def test_a_hook_that_does_nothing_is_named():
         module.configure_model()
 
 
+def test_hyper_parameters_that_were_not_saved_are_named():
+    module = type("Forgetful", (TinyModule,), {"create_model": lambda self: self.hparams.width})()
+    with pytest.raises(AttributeError, match="no attribute 'width'"):
+        module.configure_model()
+    module.hparams.clear()
+    with pytest.raises(AttributeError, match=r"`Forgetful.create_model` reads .* which is empty"):
+        module.configure_model()
+
+
 @pytest.mark.parametrize("loss_fn", [nn.functional.cross_entropy, nn.CrossEntropyLoss()])
 def test_a_loss_is_a_function_or_a_module(loss_fn):
     class Free(TinyModule):

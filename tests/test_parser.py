@@ -163,6 +163,8 @@ def test_a_file_that_is_not_there_is_named(refuse):
     [
         ("nowhere.Model", "No module named 'nowhere'"),
         ("conftest.Nope", "no attribute 'Nope'"),
+        ("conftest.TinyModel", "Did you mean `TinyModule`"),
+        ("projects.digit.DigitsModule", "Did you mean `digits`"),
         ("conftest.TinyData", "conftest.TinyData"),
         ("Nope", "Nope"),
     ],

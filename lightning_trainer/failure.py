@@ -45,7 +45,7 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
     if isinstance(cause, OSError) and cause.errno and not cause.filename and folder is not None:
         text = f"error: {folder}: {cause}\n"
     if not _is_explained(cause):
-        text = "".join(traceback.format_exception(cause))
+        text = _traceback(cause)
     # A process that has not been told the folder yet has an empty one.
     if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
         text = _of_first_failure(cause, text, folder / FILE_NAME, trainer)
@@ -101,17 +101,28 @@ def _is_explained(ex: BaseException) -> bool:
 def _message(ex: BaseException) -> str:
     """The message, and where in the project, if a library that it calls raised it."""
     frames = traceback.extract_tb(ex.__traceback__)
-    ours = [
-        frame
-        for frame in frames
-        if "site-packages" not in (path := Path(frame.filename)).parts
-        and not path.is_relative_to(_OWN)
-        and not path.is_relative_to(_PYTHON)
-    ]
-    raised_by_library = frames and "site-packages" in Path(frames[-1].filename).parts
-    if not (ours and raised_by_library):
+    ours = [frame for frame in frames if _is_of_project(frame.filename)]
+    if not (ours and _is_package(Path(frames[-1].filename))):
         return str(ex)
     return f"{ex} (in `{ours[-1].name}`, {ours[-1].filename}, line {ours[-1].lineno})"
+
+
+def _traceback(ex: BaseException) -> str:
+    """From the project's code on, if it is in it: the calls above are the same for every error."""
+    begin = ex.__traceback__
+    while begin is not None and not _is_of_project(begin.tb_frame.f_code.co_filename):
+        begin = begin.tb_next
+    return "".join(traceback.format_exception(type(ex), ex, begin or ex.__traceback__))
+
+
+def _is_of_project(file: str) -> bool:
+    path = Path(file)
+    is_library = path.is_relative_to(_OWN) or path.is_relative_to(_PYTHON) or _is_package(path)
+    return not is_library
+
+
+def _is_package(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
 
 _OWN = Path(__file__).parent

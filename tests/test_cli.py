@@ -718,13 +718,13 @@ def test_an_error_that_the_project_explains_is_one_line_in_terminal_and_log(
     assert (session / "log.txt").read_text() == out + err
 
 
-def test_a_fault_in_a_hook_leaves_its_traceback_in_terminal_and_log(
+def test_a_fault_in_a_hook_leaves_its_traceback_from_there_in_terminal_and_log(
     run, config, sessions, monkeypatch
 ):
     use_descriptors(monkeypatch)
     code, out, err = run("fit", "--config", config, "--model", f"{__name__}.Breaks")
     assert code == 1
-    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.startswith(f'Traceback (most recent call last):\n  File "{__file__}"')
     assert 'raise ValueError("a fault in a hook")' in err
     assert err.endswith("ValueError: a fault in a hook\n")
     assert "Stopped at iteration 12\n" in out

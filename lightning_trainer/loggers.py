@@ -183,8 +183,10 @@ class MetricsFile(Logger):
             return []
         # A kill in the middle of a write leaves a last row without its end.
         text = self.path.read_text(errors="replace")
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        rows = [row for row in reader if str(row.get("step")).isdigit()]  # others are damaged
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        # A power cut leaves zeros, which Python 3.10 refuses, or what is no row at all.
+        reader = csv.DictReader(line for line in whole if "\0" not in line)
+        rows = [row for row in reader if str(row.get("step")).isdigit()]
         if not self._columns:
             self._columns = list(reader.fieldnames or [])
             if self._purge_step is not None:

@@ -70,6 +70,7 @@ def each_step(run, config):
     return each_step_
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="code does not know its class there")
 def test_calls_of_the_layers_own_functions(each_step):
     counts: Counter[str] = Counter()
 
@@ -171,7 +172,8 @@ def test_files_opened_and_system_calls_that_write(each_step):
 class TellBlocks(Callback):
     """Prints how many blocks of memory Python has taken at two steps that are far apart."""
 
-    steps = 30, 1030  # at the same place in their epochs of 250
+    # At the same place in their epochs of 250, after the pools of Python and torch have filled.
+    steps = 1030, 2030
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         if trainer.global_step in self.steps:
@@ -182,8 +184,8 @@ class TellBlocks(Callback):
 def test_memory_does_not_grow_with_the_steps(config):
     """In a process of its own: threads that other tests have left allocate too."""
     ended = run_process(
-        *("fit", "--config", config, *QUIET, "--trainer.max_steps=1040"),
-        *("--trainer.callbacks+=test_costs.TellBlocks", "--trainer.val_check_interval=1040"),
+        *("fit", "--config", config, *QUIET, "--trainer.max_steps=2040"),
+        *("--trainer.callbacks+=test_costs.TellBlocks", "--trainer.val_check_interval=2040"),
     )
     first, last = (int(count) for count in re.findall(r"^blocks (\d+)$", ended.stdout, re.M))
     assert last - first < (TellBlocks.steps[1] - TellBlocks.steps[0]) / 2

@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import fcntl
 import io
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -313,7 +315,7 @@ def test_markdown_aligns_numbers_at_their_right():
 def test_in_a_terminal_no_line_is_wider_than_it(experiments, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # it would win over the terminal's own width
     leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 60))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 60, 0, 0))
     process = start_process("sessions", experiments, stdout=follower, stderr=follower)
     os.close(follower)
     out = b""

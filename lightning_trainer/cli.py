@@ -33,7 +33,13 @@ from lightning_trainer.environment import (
     uncommitted_changes,
 )
 from lightning_trainer.failure import FILE_NAME, report_failure
-from lightning_trainer.launch import is_first_process, layout, n_processes, random_seed
+from lightning_trainer.launch import (
+    end_with_parent,
+    is_first_process,
+    layout,
+    n_processes,
+    random_seed,
+)
 from lightning_trainer.lock import SessionLock
 from lightning_trainer.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.module import BaseModule
@@ -207,6 +213,7 @@ class SessionCLI(LightningCLI):
         goes_on = self.restart.session if self.restart else None
         if rank > 0 and _SESSION_VARIABLE in os.environ:
             self.session = Session(os.environ[_SESSION_VARIABLE])
+            end_with_parent()
         elif not is_first_process():
             self.session = Session()  # ShareSession will tell
         else:

@@ -2,10 +2,31 @@
 
 import os
 import random
+import threading
+import time
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+_PATIENCE_S = 5.0
+
+
+def end_with_parent() -> None:
+    """Ends this process soon after the one that started it, whatever it waits for.
+
+    Lightning ends the first process if one that it has started fails, but leaves those alone if the
+    first one fails or is killed: one that hangs would live on, and keep its device.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        time.sleep(_PATIENCE_S)  # for what it has to say itself
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_first_process() -> bool:

@@ -1,8 +1,10 @@
 """The same run whoever starts its processes, and however many they are."""
 
+import contextlib
 import csv
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -178,16 +180,51 @@ def test_a_process_that_never_starts_is_waited_for_no_longer_than_asked(config):
 class HangingModule(TinyModule):
     def training_step(self, batch, batch_idx):
         if self.trainer.global_rank == 1 and self.global_step == 5:
+            Path(os.environ["HANGING"]).write_text(str(os.getpid()))
             time.sleep(1000)
         return super().training_step(batch, batch_idx)
 
 
-def test_a_process_that_hangs_ends_the_run_after_the_time_asked_for(config):
+def ends(pid: int) -> bool:
+    """Within the time that it takes whoever adopts a process to notice its end."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def hanging(config, tmp_path):
+    """A run of two processes of which the second hangs, and where that leaves its number."""
+    file = tmp_path / "pid"
     flags = [*FLAGS, "--trainer.devices=2", f"--model={__name__}.HangingModule"]
-    process = start(["cli.py", "fit", "--config", str(config), *flags, "--timeout_minutes=0.05"])
-    _, err = process.communicate(timeout=60)
+
+    def start_(*more: str) -> tuple["subprocess.Popen[str]", Path]:
+        return start(["cli.py", "fit", "--config", str(config), *flags, *more], HANGING=file), file
+
+    yield start_
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def test_a_process_that_hangs_ends_the_run_after_the_time_asked_for(hanging):
+    process, _ = hanging("--timeout_minutes=0.05")
+    _, err = process.communicate(timeout=60)  # waits for all that could still write
     assert process.returncode != 0
     assert re.search("^error: another process did not start, or does not answer", err, re.MULTILINE)
+
+
+def test_a_process_that_hangs_ends_with_the_first_if_that_is_killed(hanging):
+    process, pid = hanging()
+    while not pid.exists():
+        time.sleep(0.1)
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)
+    assert ends(int(pid.read_text()))
 
 
 def test_the_sbatch_file_runs_what_it_is_given(tmp_path):

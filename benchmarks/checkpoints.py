@@ -12,7 +12,7 @@ import torch
 from common import alternate, report, spread
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_trainer.checkpoint_io import AtomicCheckpointIO, copy_to_host
+from lightning_trainer.checkpoints.files import AtomicCheckpointIO, copy_to_host
 
 
 def time_saves(n_bytes: int, n_rounds: int, folder: Path) -> str:

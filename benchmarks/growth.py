@@ -18,9 +18,9 @@ from conftest import TinyModule
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_trainer.cli import main
-from lightning_trainer.loggers import MetricsFile
-from lightning_trainer.session import Session
+from lightning_trainer.report.loggers import MetricsFile
+from lightning_trainer.session.folder import Session
+from lightning_trainer.start.cli import main
 
 POINTS, WINDOW = (100, 1_000, 10_000, 100_000), 500
 

@@ -19,7 +19,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from lightning_trainer import random_crop_and_flip
-from lightning_trainer.sampling import ExactSampler, SeededDataset
+from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 from projects.cifar import Images, Normalise
 
 N_IMAGES, N_ROUNDS, N_BATCHES = 10_000, 15, 10

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from common import alternate, report, spread
 
-from lightning_trainer.cli import main
+from lightning_trainer.start.cli import main
 from projects.cifar import CifarData, CifarModule, Images
 
 N_STEPS, N_UNTIMED, N_ROUNDS, BATCH_SIZE = 12, 3, 7, 128

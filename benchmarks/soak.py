@@ -15,8 +15,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from lightning_trainer.comparison import compare
-from lightning_trainer.session import find_fault
+from lightning_trainer.session.folder import find_fault
+from lightning_trainer.verify.comparison import compare
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--config", "configs/digits.yaml", "--save_minutes=0.002"]

@@ -89,8 +89,8 @@ def train_lightning(folder: str, usual: bool = False, metric: bool = False) -> N
 
 def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
     from lightning_trainer import BaseModule
-    from lightning_trainer.callbacks import seeding
-    from lightning_trainer.cli import main
+    from lightning_trainer.start.callbacks import seeding
+    from lightning_trainer.start.cli import main
 
     os.environ.pop("LIGHTNING_TRAINER_SESSION", None)
     flags = [
@@ -110,7 +110,7 @@ def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
 
             replace(stack, BaseModule, "update_metrics", only_in_validation)
         if "seeding" in without:
-            from lightning_trainer import sampling
+            from lightning_trainer.base import sampling
 
             for module in (sampling, seeding):
                 replace(stack, module, "seed_generators", lambda *_: None)

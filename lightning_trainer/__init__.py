@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_trainer.callbacks.flops import ReportFlops
-    from lightning_trainer.callbacks.mistakes import ShowMistakes
-    from lightning_trainer.data import BaseDataModule
-    from lightning_trainer.images import random_crop_and_flip
-    from lightning_trainer.module import BaseModule
-    from lightning_trainer.predictions import draw_predictions
+    from lightning_trainer.base.data import BaseDataModule
+    from lightning_trainer.base.module import BaseModule
+    from lightning_trainer.images.augmentation import random_crop_and_flip
+    from lightning_trainer.images.mistakes import ShowMistakes
+    from lightning_trainer.images.predictions import draw_predictions
+    from lightning_trainer.report.flops import ReportFlops
 
 __all__ = [
     "BaseDataModule",
@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "BaseDataModule": "lightning_trainer.data",
-    "BaseModule": "lightning_trainer.module",
-    "ReportFlops": "lightning_trainer.callbacks.flops",
-    "ShowMistakes": "lightning_trainer.callbacks.mistakes",
-    "draw_predictions": "lightning_trainer.predictions",
-    "random_crop_and_flip": "lightning_trainer.images",
+    "BaseDataModule": "lightning_trainer.base.data",
+    "BaseModule": "lightning_trainer.base.module",
+    "ReportFlops": "lightning_trainer.report.flops",
+    "ShowMistakes": "lightning_trainer.images.mistakes",
+    "draw_predictions": "lightning_trainer.images.predictions",
+    "random_crop_and_flip": "lightning_trainer.images.augmentation",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from lightning_trainer.options import CommandParser, option_values
+from lightning_trainer.commands.options import CommandParser, option_values
 
 _HELP = """\
 usage: python cli.py COMMAND [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]
@@ -44,14 +44,18 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if args is None else list(args)
     if argv[:1] and argv[0] in _LIGHT_COMMANDS:
-        command = getattr(import_module(f"lightning_trainer.{argv[0]}"), argv[0])
+        command = getattr(import_module(f"lightning_trainer.commands.{argv[0]}"), argv[0])
         sys.exit(command(argv[1:]))
     if argv[:1] in (["-h"], ["--help"]):
         print(_HELP, end="")
         return
     _check_config_files(argv)
+    if argv[:1] == ["verify"]:
+        from lightning_trainer.verify.command import verify
+
+        sys.exit(verify(argv[1:]))
     gc.disable()  # looking for garbage, of which imports make little, took a sixth of their time
-    from lightning_trainer.cli import main as run
+    from lightning_trainer.start.cli import main as run
 
     gc.enable()
     run(argv)

@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_trainer import BaseDataModule, BaseModule
-from lightning_trainer.callbacks.curves import DrawCurves
 from lightning_trainer.main import main
+from lightning_trainer.report.curves import DrawCurves
 
 # The tests' models are too small for threads, which only get in each other's way.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
 ROOT = Path(__file__).parent.parent
+# A config names classes of the tests as `test_lock.Waits`, also in processes that tests start.
+_FOLDERS = [ROOT, *(path for path in (ROOT / "tests").rglob("*") if path.is_dir())]
+sys.path += map(str, _FOLDERS)
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT / "tests", *_FOLDERS]))
 
 
 class TinyDataset(torch.utils.data.Dataset):
@@ -144,11 +148,9 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:
     """Starts `python cli.py` in a process of its own, from the root of the repository."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "cli.py", *map(str, args)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
         text=True,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )

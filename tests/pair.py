@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_exact_restart import Killed, kill_at, result, same
 
-from lightning_trainer.callbacks.curves import DrawCurves
-from lightning_trainer.cli import main
+from lightning_trainer.report.curves import DrawCurves
+from lightning_trainer.start.cli import main
 
 
 def run(*args: object) -> int:

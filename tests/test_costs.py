@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, LambdaCallback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import default_collate
 
-from lightning_trainer.overhead import skip_empty_hooks
+from lightning_trainer.internals import skip_empty_hooks
 
 PACKAGE = str(ROOT / "lightning_trainer")
 SHORT, LONG = 30, 130
@@ -89,7 +89,7 @@ def test_calls_of_the_layers_own_functions(each_step):
     calls = each_step(start, read)
     # By Lightning: each of its hooks is one of these, and two of the first.
     assert calls.pop("module.BaseModule.__setattr__") <= 46
-    assert calls.pop("overhead.NoProfiler.profile") <= 31
+    assert calls.pop("internals.NoProfiler.profile") <= 31
     of_samples = {name: n for name, n in calls.items() if n > 1}
     assert of_samples.keys() == {
         "sampling.derive_seed",

@@ -11,7 +11,7 @@ import torch
 from conftest import TinyModule, run_process, start_process
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from lightning_trainer.callbacks import SaveCheckpoints
+from lightning_trainer.checkpoints.saving import SaveCheckpoints
 
 
 class Killed(BaseException):

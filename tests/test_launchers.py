@@ -28,10 +28,9 @@ def free_port() -> int:
 
 
 def start(command: list[str], **variables: object) -> "subprocess.Popen[str]":
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     # As many threads as Lightning takes for two processes on a machine: the order of sums depends
     # on their number.
-    variables |= {"PYTHONPATH": path, "OMP_NUM_THREADS": 1}
+    variables |= {"OMP_NUM_THREADS": 1}
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,

@@ -12,7 +12,7 @@ import lightning_trainer
 
 
 def module_name(path: Path) -> str:
-    """E.g. lightning_trainer.callbacks.times; a package's is that of its folder."""
+    """E.g. lightning_trainer.run.state; a package's is that of its folder."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -22,7 +22,6 @@ def files(folder: str) -> list[Path]:
 
 LIBRARY = {module_name(path): path for path in files("lightning_trainer")}
 PROJECTS = {module_name(path): path for path in files("projects")}
-BELOW_CLI = sorted(LIBRARY.keys() - {"lightning_trainer.cli", "lightning_trainer.main"})
 
 
 def imports_of(path: Path) -> set[str]:
@@ -55,46 +54,61 @@ def roots_of(path: Path) -> set[str]:
 
 def test_all_ways_to_import_are_seen(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    path = tmp_path / "lightning_trainer" / "callbacks" / "a.py"
+    path = tmp_path / "lightning_trainer" / "report" / "a.py"
     path.parent.mkdir(parents=True)
     path.write_text(
         "import torch.nn as nn, os\n"
-        "from lightning_trainer.data import BaseDataModule as B\n"
+        "from lightning_trainer.base.data import BaseDataModule as B\n"
         "def f():\n"
         "    from projects import digits\n"
-        "    from . import line\n"
-        "    from ..session import Session\n"
+        "    from . import log_line\n"
+        "    from ..session.folder import Session\n"
     )
     assert imports_of(path) == {
         "torch.nn",
         "os",
-        "lightning_trainer.data.BaseDataModule",
+        "lightning_trainer.base.data.BaseDataModule",
         "projects.digits",
-        "lightning_trainer.callbacks.line",
-        "lightning_trainer.session.Session",
+        "lightning_trainer.report.log_line",
+        "lightning_trainer.session.folder.Session",
     }
     assert modules_of(path) == {
-        "lightning_trainer.data",
-        "lightning_trainer.session",
-        "lightning_trainer.callbacks",
-        "lightning_trainer.callbacks.line",
+        "lightning_trainer.base.data",
+        "lightning_trainer.session.folder",
+        "lightning_trainer.report",
+        "lightning_trainer.report.log_line",
     }
 
 
-LOWEST = ["session", "terminal", "lock", "secrets", "sampling", "hooks"]
-LOWEST += ["header", "curves", "options", "table"]
-WITHOUT_TORCH = ["session", "terminal", "lock", "secrets", "header", "curves", "options", "table"]
-WITHOUT_TORCH += ["record", "columns", "sessions", "compare", "drawing", "new", "session_picture"]
+# Each folder imports those before it, and itself. `main` imports a command when it is asked for.
+ORDER = ["session", "base", "run", "checkpoints", "report", "images", "commands", "start", "verify"]
+WITHOUT_TORCH = ["session", "commands"]
+NOT_YET = {"lightning_trainer.checkpoints.saving": ["report"]}
 
 
-@pytest.mark.parametrize("name", LOWEST)
-def test_the_lowest_modules_know_nothing_of_ours(name):
-    assert "lightning_trainer" not in roots_of(LIBRARY[f"lightning_trainer.{name}"])
+def folder_of(name: str) -> str:
+    """E.g. "session"; empty for the few modules that lie in no folder."""
+    return name.split(".")[1] if name.count(".") > 1 else ""
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_folder_imports_only_those_below_it(name):
+    folder = folder_of(name)
+    if folder:
+        imported = {folder_of(module) for module in modules_of(LIBRARY[name])} - {""}
+        assert imported <= {*ORDER[: ORDER.index(folder) + 1], *NOT_YET.get(name, ())}
+
+
+def test_the_order_names_every_folder():
+    assert {folder_of(name) for name in LIBRARY} - {""} <= {*ORDER}
+    assert {path.name for path in (ROOT / "lightning_trainer").iterdir() if path.is_dir()} - {
+        "__pycache__"
+    } == {*ORDER}
 
 
 def reached_from(name: str) -> set[str]:
     """A module of the library and all those that it imports, directly or not."""
-    found, waiting = set(), [f"lightning_trainer.{name}"]
+    found, waiting = set(), [name]
     while waiting:
         if (module := waiting.pop()) not in found and module != "lightning_trainer":
             found.add(module)
@@ -102,24 +116,19 @@ def reached_from(name: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_the_folder_the_terminal_and_what_looks_at_them_know_neither_torch_nor_lightning(name):
+@pytest.mark.parametrize("name", [n for n in LIBRARY if folder_of(n) in WITHOUT_TORCH])
+def test_what_looks_at_sessions_knows_neither_torch_nor_lightning(name):
     known = set().union(*(roots_of(LIBRARY[module]) for module in reached_from(name)))
     assert not known & {"torch", "torchmetrics", "torchvision", "lightning", "pytorch_lightning"}
 
 
-@pytest.mark.parametrize("name", BELOW_CLI)
-def test_only_the_command_line_knows_the_command_line(name):
-    assert "lightning_trainer.cli" not in modules_of(LIBRARY[name])
-
-
 def test_the_library_has_no_circle_of_imports():
-    # The package itself is left out: each of its modules is imported after it.
+    # Packages are left out: each of their modules is imported after them.
     graph = {
-        name: modules_of(path) - {name, "lightning_trainer", name.rpartition(".")[0]}
+        name: {m for m in modules_of(path) if LIBRARY[m].name != "__init__.py"} - {name}
         for name, path in LIBRARY.items()
     }
-    assert "lightning_trainer.module" in graph["lightning_trainer.cli"]
+    assert "lightning_trainer.base.module" in graph["lightning_trainer.start.cli"]
     TopologicalSorter(graph).prepare()
 
 

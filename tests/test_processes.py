@@ -27,7 +27,6 @@ def start_pair(*args: object) -> list[subprocess.Popen[str]]:
         port = free.getsockname()[1]
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
@@ -168,7 +167,7 @@ def test_the_traceback_of_the_process_that_fails_is_the_last_thing_shown(
     tmp_path, monkeypatch, config, sessions, rank
 ):
     (tmp_path / "crash.py").write_text(CRASH.format(rank=rank, what="raise KeyError('boom')"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
     process, second = start_two(config, "--model=crash.CrashingModule")
     started_s = time.monotonic()
     _, err = process.communicate(timeout=30)

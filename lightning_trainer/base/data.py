@@ -1,0 +1,187 @@
+"""BaseDataModule: from `create_data` to loaders that can go on where they stopped."""
+
+import os
+import signal
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator, Sized
+from time import perf_counter
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_trainer.base.hook_checks import require_hooks
+from lightning_trainer.base.sampling import ExactSampler, SeededDataset
+
+
+class SessionLoader(DataLoader[Any]):
+    """A DataLoader that knows how many samples were used and can go on from there.
+
+    Lightning finds `state_dict` and `load_state_dict`, keeps what they hold in each checkpoint and
+    gives it back before the first batch. `fetch_started_s` (of `time.perf_counter`) is when the
+    newest batch was asked for: the fetch time of an iteration counts from there.
+    """
+
+    sampler: ExactSampler
+    fetch_started_s = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            self.fetch_started_s = perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.sampler.advance()
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of samples used so far by all processes together, over all epochs."""
+        return {"samples": self.sampler.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on after that many samples."""
+        self.sampler.position = state["samples"]
+
+
+class BaseDataModule(pl.LightningDataModule):
+    """Base of a project's data: write `create_data`, and `prepare_data` if something is downloaded.
+
+    Order of a run: `prepare_data` (one process of each node), `create_data` (every process), then
+    the loaders are built from the datasets that it set.
+
+    Args:
+        batch_size: Samples a process takes at a time.
+        n_workers: Processes that fetch batches in advance; 0 fetches in the main process.
+    """
+
+    train_dataset: Dataset[Any] | None = None
+    val_dataset: Dataset[Any] | None = None
+    test_dataset: Dataset[Any] | None = None
+    predict_dataset: Dataset[Any] | None = None
+    _created = False
+
+    def __init__(self, batch_size: int = 128, n_workers: int = 2) -> None:
+        super().__init__()
+        require_hooks(type(self))
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}: it must be at least 1")
+        if n_workers < 0:
+            raise ValueError(f"`n_workers` is {n_workers}: it must be 0 or more")
+        self.batch_size = batch_size
+        self.n_workers = n_workers
+
+    @abstractmethod
+    def create_data(self) -> None:
+        """Sets `self.train_dataset` and `self.val_dataset`.
+
+        Optionally sets `self.test_dataset` and `self.predict_dataset`. Each is a map-style dataset
+        of dicts ("image": uint8 (C, H, W), "label": an int, ...).
+        Called once in every process; download in `prepare_data`. A dataset may have
+        `get_batch(indices, seeds)` to make a whole batch at once, a dict of tensors: `indices` and
+        `seeds` are int64 (B,), and each seed, a function of the run's seed, the epoch and the
+        sample, is for what is random in that sample (as in `random_crop_and_flip`). Or it may have
+        torch's `__getitems__(indices)`, and `collate_fn(samples)` to make the batch of what that
+        returns.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Calls `create_data` once, whatever is run."""
+        if not self._created:
+            self.create_data()
+            self._created = True
+
+    def train_dataloader(self) -> Any:
+        """Shuffled batches of `train_dataset`. Override it for a loader of your own."""
+        # Lightning's overfit_batches asks for the same few batches in every epoch.
+        trainer: Any = self.trainer
+        overfit = trainer is not None and trainer.overfit_batches > 0
+        return self.create_loader("train_dataset", shuffle=not overfit)
+
+    def val_dataloader(self) -> Any:
+        """All of `val_dataset` in its own order."""
+        return self.create_loader("val_dataset", shuffle=False)
+
+    def test_dataloader(self) -> Any:
+        """All of `test_dataset` in its own order."""
+        return self.create_loader("test_dataset", shuffle=False)
+
+    def predict_dataloader(self) -> Any:
+        """All of `predict_dataset` in its own order."""
+        return self.create_loader("predict_dataset", shuffle=False)
+
+    def create_loader(self, attribute: str, shuffle: bool) -> DataLoader[Any]:
+        """The loader of one dataset. Override it to change all loaders at once.
+
+        Args:
+            attribute: Name of the dataset's attribute, e.g. "train_dataset".
+            shuffle: A new order every epoch, and the position kept over a restart; else the
+                dataset's own order, each sample exactly once. Neither is possible with an
+                `IterableDataset`, which has its own order and starts anew with each run.
+
+        Raises:
+            ValueError: If the dataset is not set, or empty.
+        """
+        dataset = self._get_dataset(attribute)
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "num_workers": self.n_workers,
+            "collate_fn": _as_it_is
+            if hasattr(dataset, "get_batch")
+            else getattr(dataset, "collate_fn", None),
+            "pin_memory": self._is_on_gpu(),
+            "persistent_workers": self.n_workers > 0,
+            "worker_init_fn": _leave_signals_to_main_process,
+            "generator": Generator(),  # of its own: iterating must not draw from the global one
+        }
+        if isinstance(dataset, IterableDataset):
+            return DataLoader(dataset, **options)
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
+        replicas = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        sampler = ExactSampler(
+            len(cast(Sized, dataset)), self.batch_size, seed, shuffle, **(replicas or {})
+        )
+        # All by name: Lightning makes the loader anew to predict.
+        loader_class = SessionLoader if shuffle else DataLoader
+        return loader_class(dataset=SeededDataset(dataset, seed), sampler=sampler, **options)
+
+    def _get_dataset(self, attribute: str) -> Dataset[Any]:
+        dataset = getattr(self, attribute)
+        if dataset is None:
+            raise ValueError(
+                f"`{type(self).__name__}.create_data` left `self.{attribute}` unset: "
+                "assign a dataset whose samples are dicts"
+            )
+        if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
+            raise ValueError(
+                f"`self.{attribute}` of `{type(self).__name__}` is empty: "
+                "check the paths and splits in `create_data`"
+            )
+        return cast("Dataset[Any]", dataset)
+
+    def _is_on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_main_process(worker_id: int) -> None:
+    # A terminal sends Ctrl-C, and a scheduler SIGTERM, to the whole process group. Workers that die
+    # of it take the batch from under the main process before it has saved.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_main_process, daemon=True).start()
+
+
+def _obey_main_process() -> None:
+    """Ends this worker on the SIGTERM with which Python ends those left when it exits."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

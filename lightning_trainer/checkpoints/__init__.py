@@ -1,0 +1,1 @@
+"""Nothing is lost, and going on is exact."""

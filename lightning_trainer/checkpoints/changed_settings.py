@@ -1,0 +1,113 @@
+"""Changed optimiser settings take effect when a run goes on."""
+
+import copy
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_trainer.session.folder import differences
+
+
+class ApplyChangedSettings(Callback):
+    """Lets a changed learning rate, weight decay or schedule win over the checkpoint's.
+
+    An optimiser's and a scheduler's state hold their settings too, so a checkpoint puts the old
+    ones back, whatever the command line says. What `create_optimiser` makes is therefore kept from
+    the first start. Where it makes something else now, the new settings hold as if they had been
+    there from the beginning: the new schedule is stepped to the iteration reached. What the
+    optimiser has learnt (its moments) stays. Assumes a `BaseModule`.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: dict[str, Any] = {}
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings as `create_optimiser` made them."""
+        return self._fresh
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps them for comparison."""
+        self._restored = state_dict
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Reads the settings before a checkpoint changes them."""
+        if trainer.optimizers and isinstance(pl_module.optimiser, Optimizer):
+            self._fresh = _settings(pl_module)
+        if self._restored and self._fresh:
+            self._check_kind()
+
+    def _check_kind(self) -> None:
+        before, now = (
+            [settings["kind"], *(group["n_tensors"] for group in settings["groups"].values())]
+            for settings in (self._restored, self._fresh)
+        )
+        if before != now:
+            kinds = [f"{kind} over groups of {sizes} tensors" for kind, *sizes in (before, now)]
+            raise ValueError(
+                f"the checkpoint's optimiser is {kinds[0]}, `create_optimiser` makes {kinds[1]}: "
+                "keep it as it was, or start a new session"
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Applies what differs."""
+        restored, self._restored = self._restored, {}
+        changes = differences(restored, self._fresh) if restored else []
+        if not changes:
+            return
+        _apply(pl_module, trainer.optimizers[0], restored["groups"])
+        if trainer.is_global_zero:
+            print(f"Changed optimiser settings, from iteration {trainer.global_step + 1} on:")
+            print(*(f"    {change}" for change in changes), sep="\n", flush=True)
+
+
+def _settings(pl_module: Any) -> dict[str, Any]:
+    groups = {
+        str(i): {"n_tensors": len(group["params"]), **_without_params(group)}
+        for i, group in enumerate(pl_module.optimiser.param_groups)
+    }
+    return copy.deepcopy(
+        {
+            "kind": type(pl_module.optimiser).__name__,
+            "groups": groups,
+            "scheduler": {} if pl_module.scheduler is None else pl_module.scheduler.state_dict(),
+        }
+    )
+
+
+def _apply(pl_module: Any, optimiser: Optimizer, old_groups: dict[str, Any]) -> None:
+    scheduler = pl_module.scheduler
+    pl_module.scheduler = None
+    pl_module.create_optimiser()
+    new_optimiser, new_scheduler = pl_module.optimiser, pl_module.scheduler
+    pl_module.optimiser, pl_module.scheduler = optimiser, scheduler
+    if scheduler is not None and new_scheduler is not None:
+        scheduler.load_state_dict(_at_iteration(new_scheduler, scheduler))
+    groups = zip(optimiser.param_groups, new_optimiser.param_groups, strict=True)
+    for i, (group, new) in enumerate(groups):
+        reduced = 1.0
+        if isinstance(scheduler, ReduceLROnPlateau):  # what it has learnt, as a factor
+            reduced = group["lr"] / old_groups[str(i)]["lr"]
+        group.update(_without_params(new))
+        group["lr"] *= reduced
+
+
+def _at_iteration(new: Any, old: Any) -> dict[str, Any]:
+    """The state of scheduler `new` once it has come as far as `old`."""
+    if isinstance(new, ReduceLROnPlateau):
+        reached = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+        return {**new.state_dict(), **{name: getattr(old, name) for name in reached}}
+    with warnings.catch_warnings():
+        # The optimiser that belongs to it never steps, which torch takes for a mistake.
+        warnings.simplefilter("ignore")
+        for _ in range(old.last_epoch):
+            new.step()
+    return dict(new.state_dict())
+
+
+def _without_params(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}

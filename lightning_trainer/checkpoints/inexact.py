@@ -1,0 +1,45 @@
+"""Says where a restart can't be exact."""
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_trainer.checkpoints.finite import n_processes
+
+
+class WarnOfInexactRestart(Callback):
+    """Warns once, where a run goes on, of what keeps it from being the uninterrupted one."""
+
+    def __init__(self) -> None:
+        self._n_processes: int | None = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Notes how many processes took part before."""
+        self._n_processes = n_processes(checkpoint)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warns."""
+        before, self._n_processes = self._n_processes, None
+        if before is None or not trainer.is_global_zero:
+            return
+        reasons = []
+        if before != trainer.world_size:
+            reasons.append(f"{trainer.world_size} processes take part instead of {before}")
+        if not hasattr(trainer.train_dataloader, "load_state_dict"):
+            reasons.append(
+                "the training data comes from a loader of the project's own or an iterable "
+                "dataset, which starts again from its beginning"
+            )
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        if on_gpu and not torch.are_deterministic_algorithms_enabled():
+            reasons.append(
+                "kernels on the GPU need not be deterministic (`--trainer.deterministic`)"
+            )
+        if reasons:
+            reason = "; ".join(reasons)
+            print(f"warning: this restart is not bitwise exact: {reason}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Looks at sessions, begins a project; imports no torch."""

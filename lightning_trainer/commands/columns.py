@@ -1,0 +1,155 @@
+"""What of sessions is shown in columns: what is known of each, and the settings that differ."""
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from lightning_trainer.commands.options import did_you_mean
+from lightning_trainer.commands.table import Column, show_value
+from lightning_trainer.session.record import NAME, Record
+
+# In which sessions may differ without it being worth a column: there is one, or it says nothing.
+_NOT_COMPARED = ("tag", "output_path", "ckpt_path", "weights_only", "trainer.max_steps")
+
+
+def differing(records: Iterable[Record]) -> list[str]:
+    """The options in which sessions differ, those of the project first.
+
+    A session whose settings are not known differs in none.
+    """
+    known = [record.settings for record in records if record.settings]
+    names = dict.fromkeys(name for settings in known for name in settings)
+    found = [name for name in names if name not in _NOT_COMPARED and _differ(name, known)]
+    groups = ("model.", "data.")
+    return sorted(found, key=lambda name: [not name.startswith(group) for group in groups])
+
+
+def _differ(name: str, known: list[dict[str, Any]]) -> bool:
+    """Whether an option has two values, or is missing where the class could have it."""
+    values = [settings[name] for settings in known if name in settings]
+    if any(value != values[0] for value in values):
+        return True
+    class_path = f"{name.partition('.')[0]}.class_path"
+    classes = [settings.get(class_path) for settings in known if name in settings]
+    return any(name not in s and s.get(class_path) in classes for s in known)
+
+
+_ABSENT = object()
+
+
+def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
+    """A session's values by the names of their columns; None where they are not known."""
+    return {
+        "session": str(record.path),
+        "tag": record.tag,
+        "started": record.started,
+        "state": record.state,
+        "iterations": record.iteration,
+        "max_steps": record.max_steps,
+        "score": record.score_name,
+        "best": record.best_score,
+        "at": record.best_iteration,
+        "examples_per_s": record.examples_per_s,
+        "hours": record.hours,
+        "commit": record.commit,
+        **{name: record.settings.get(name) for name in options},
+    }
+
+
+def sort(records: list[Record], column: str) -> list[Record]:
+    """Sorted by a column, those without a value last; -COLUMN puts the highest first.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
+    name = column.removeprefix("-")
+    options = dict.fromkeys(name for record in records for name in record.settings)
+    columns = [*row(Record(Path(), "", ""), ()), *options]
+    short = [option for option in options if option.endswith(f".{name}")]
+    if name not in columns and len(short) == 1:
+        name = short[0]
+    if records and name not in columns:
+        near = short or get_close_matches(
+            name, [*columns, *(n.rpartition(".")[2] for n in options)]
+        )
+        raise ValueError(f"`--sort` is {column!r}: there is no such column{did_you_mean(near)}")
+    values = {id(record): row(record, options).get(name) for record in records}
+    known = [record for record in records if values[id(record)] is not None]
+    unknown = [record for record in records if values[id(record)] is None]
+
+    def key(record: Record) -> tuple[bool, Any]:
+        value = values[id(record)]
+        is_number = isinstance(value, int | float)
+        return not is_number, value if is_number else str(value)
+
+    return sorted(known, key=key, reverse=column.startswith("-")) + unknown
+
+
+def shown_columns(records: list[Record]) -> list[Column]:
+    """What a person wants to see, the most important first."""
+
+    def column(title: str, show: Callable[[Record], str | None], is_text: bool = False) -> Column:
+        return Column(title, [show(record) or "-" for record in records], is_text)
+
+    def number(value: float | None, form: str) -> str | None:
+        return None if value is None else format(value, form)
+
+    names = dict(zip(map(id, records), short_names(records), strict=True))
+    options = differing(records)
+    return [
+        column("session", lambda r: names[id(r)], is_text=True),
+        column("state", lambda r: r.state, is_text=True),
+        column("iterations", _iterations),
+        column("best", lambda r: number(r.best_score, ".4f")),
+        column("at", lambda r: number(r.best_iteration, "d")),
+        *(_option_column(records, option, options) for option in options),
+        column("hours", lambda r: None if r.hours is None else _clock(r.hours)),
+        column("examples/s", lambda r: number(r.examples_per_s, ".1f")),
+        column("commit", lambda r: r.commit, is_text=True),
+    ]
+
+
+def _clock(hours: float) -> str:
+    """E.g. 1:02:03; a test run lasts seconds."""
+    minutes, seconds = divmod(round(hours * 3600), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _iterations(record: Record) -> str:
+    done = "?" if record.iteration is None else str(record.iteration)
+    return f"{done}/{record.max_steps}" if record.max_steps else done
+
+
+def _option_column(records: list[Record], option: str, options: list[str]) -> Column:
+    """Under the option's last word, if that says which one it is."""
+    last = option.rpartition(".")[2]
+    is_clear = sum(other.rpartition(".")[2] == last for other in options) == 1
+    values = [record.settings.get(option, _ABSENT) for record in records]
+    cells = ["-" if value is _ABSENT else show_value(value) for value in values]
+    is_text = any(isinstance(value, str | list) for value in values)
+    is_class = last == "class_path"
+    short = [
+        _class_names([value] if is_class else value) or cell
+        for value, cell in zip(values, cells, strict=True)
+    ]
+    if len({*short}) == len({*cells}):  # the names of classes are enough
+        cells = short
+    title = option.removesuffix(".class_path") if is_class else last if is_clear else option
+    return Column(title, cells, is_text)
+
+
+def _class_names(value: Any) -> str:
+    """Of a list of classes, as of callbacks, their names; empty if it is none."""
+    parts = value if isinstance(value, list) else [value]
+    paths = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
+    names = [path.rpartition(".")[2] for path in paths if isinstance(path, str) and "." in path]
+    return ", ".join(names) if len(names) == len(paths) else ""
+
+
+def short_names(records: list[Record]) -> list[str]:
+    """The folders' names, without what all have in common: the prefix and the machine."""
+    matches = [NAME.fullmatch(record.path.name) for record in records]
+    machines = {match["machine"] if match else None for match in matches}
+    prefix = f"session_{machines.pop()}_" if len(machines) == 1 and all(matches) else "session_"
+    return [record.path.name.removeprefix(prefix) for record in records]

@@ -1,0 +1,190 @@
+"""What differs between sessions, and their curves over each other in one picture.
+
+python cli.py compare experiments/session_... experiments/session_...
+python cli.py compare baseline lr3e-3 --smooth 0.9
+"""
+
+import argparse
+import contextlib
+import math
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from lightning_trainer.commands.columns import short_names, shown_columns
+from lightning_trainer.commands.options import CommandParser, did_you_mean
+from lightning_trainer.commands.sessions import find_sessions, format_records, terminal_width
+from lightning_trainer.commands.table import Column, format_table
+from lightning_trainer.session.metrics_csv import Curve, Curves
+from lightning_trainer.session.record import Record
+
+_DESCRIPTION = (
+    """Shows scores and differing settings of sessions side by side, and draws their curves."""
+)
+
+
+def compare(argv: list[str]) -> int:
+    """Runs the command; returns its exit code.
+
+    Args:
+        argv: Command line after `compare`.
+    """
+    parser = CommandParser("compare", description=_DESCRIPTION)
+    parser.add_argument(
+        "sessions",
+        nargs="+",
+        metavar="SESSION",
+        help="a session folder, a folder of several, a tag (all sessions that have it), or a part "
+        "of a session's name",
+    )
+    parser.add_argument(
+        "--folder",
+        default="experiments",
+        help="where tags and names are looked for (default: experiments)",
+    )
+    parser.add_argument(
+        "--number",
+        action="append",
+        metavar="NAME",
+        help="what to draw, e.g. val/loss; may be repeated (default: loss and score)",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=_weight,
+        default=0.0,
+        metavar="WEIGHT",
+        help="weight of what came before in a moving mean, from 0 to below 1 (default: 0)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("compare.png"),
+        metavar="FILE",
+        help="the picture: .png, .pdf or .svg (default: compare.png)",
+    )
+    options = parser.parse_args(argv)
+    try:
+        records = find_records(options.sessions, Path(options.folder))
+        print(_side_by_side(records), end="", flush=True)
+        curves = read_curves(records, options.number)
+    except (OSError, ValueError) as ex:
+        parser.error(str(ex))
+    from lightning_trainer.session.drawing import draw  # matplotlib takes half a second
+
+    try:
+        draw(curves, options.smooth, options.output)
+    except (OSError, ValueError) as ex:
+        reason = ex.strerror if isinstance(ex, OSError) else ex
+        parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
+    print(f"Curves: {options.output}")
+    return 0
+
+
+def _weight(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to below 1")
+
+
+def find_records(names: list[str], folder: Path) -> list[Record]:
+    """The sessions that are meant, each once.
+
+    Args:
+        names: Folders, tags, or parts of sessions' names.
+        folder: Where tags and names are looked for.
+
+    Raises:
+        OSError: If the folder can't be read.
+        ValueError: If a name is that of no session.
+    """
+    found: dict[Path, Record] = {}
+    known: list[Record] = []
+    for name in names:
+        if Path(name).is_dir():
+            chosen = [Record.read(path) for path in find_sessions(Path(name))]
+            if not chosen:
+                raise ValueError(f"{name!r} is no session folder, and there is none in it")
+        else:
+            known = known or [Record.read(path) for path in find_sessions(folder)]
+            chosen = _named(name, known, folder)
+        found |= {record.path.resolve(): record for record in chosen}
+    return list(found.values())
+
+
+def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
+    """Those with this tag, or else those with this text in the name of their folder."""
+    if tagged := [record for record in records if record.tag == name]:
+        return tagged
+    if named := [record for record in records if name in record.path.name]:
+        return named
+    near = get_close_matches(name, {record.tag for record in records})
+    raise ValueError(
+        f"{name!r} is no session, nor a tag or a part of a session's name in {folder}"
+        + did_you_mean(near)
+    )
+
+
+def _labels(records: list[Record]) -> list[str]:
+    """The tags, or where one is that of several sessions, the names of their folders."""
+    tags, paths = [record.tag for record in records], [str(record.path) for record in records]
+    pairs = zip(tags, short_names(records), strict=True)
+    labels = [tag if tag and tags.count(tag) == 1 else name for tag, name in pairs]
+    return labels if len({*labels}) == len(labels) else paths
+
+
+def _side_by_side(records: list[Record]) -> str:
+    """A column for each session, or a row where so many columns are wider than the terminal."""
+    rows = shown_columns(records)[1:]  # the label says which session it is
+    titles = Column("", [column.title for column in rows], is_text=True)
+    cells = zip(*(column.cells for column in rows), strict=True)
+    turned = [
+        Column(label, list(column)) for label, column in zip(_labels(records), cells, strict=True)
+    ]
+    text, left_out = format_table([titles, *turned], terminal_width())
+    return format_records(records, "table") if left_out else text
+
+
+def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dict[str, Curve]]:
+    """Each number's curves by session; says which session has none.
+
+    Args:
+        records: The sessions.
+        names: The numbers; None for the loss and the scores.
+
+    Raises:
+        ValueError: If none of the sessions has such a number.
+    """
+    scores = [record.score_name for record in records if record.score_name]
+    wanted = list(dict.fromkeys(names or ["train/loss", *scores]))
+    files = [Curves(record.path / "metrics.csv") for record in records]
+    read = dict(zip(_labels(records), (file.read(wanted) for file in files), strict=True))
+    logged = list(dict.fromkeys(name for file in files for name in file.names))
+    drawn = {
+        name: {
+            label: curves[name]
+            for label, curves in read.items()
+            if name in curves and any(map(math.isfinite, curves[name][1]))
+        }
+        for name in wanted
+    }
+    empty = [name for name in wanted if not drawn[name]]
+    if empty and (names or empty == wanted):  # else it is the score of one that failed too early
+        raise ValueError(
+            f"no session has logged the number {empty[0]!r}"
+            + (did_you_mean(get_close_matches(empty[0], logged)) or _choice(logged))
+        )
+    drawn = {name: curves for name, curves in drawn.items() if curves}
+    for name, curves in drawn.items():
+        if without := [label for label in read if label not in curves]:
+            many = f"{len(without)} of {len(read)} sessions"
+            where = many if len(without) > _MOST_NAMED else ", ".join(without)
+            print(f"No {name} in {where}", file=sys.stderr)
+    return drawn
+
+
+_MOST_NAMED = 5
+
+
+def _choice(names: list[str]) -> str:
+    return f": there is {', '.join(names)}" if names else ", nor any other"

@@ -1,0 +1,115 @@
+"""Starts a project: files that train at once, to be changed hook by hook.
+
+python cli.py new NAME
+"""
+
+import importlib.util
+import keyword
+import re
+import sys
+from importlib import resources
+from pathlib import Path
+
+from lightning_trainer.commands.options import CommandParser
+from lightning_trainer.session.folder import check_tag
+
+_DESCRIPTION = """Makes projects/NAME and configs/NAME.yaml, which train at once on made-up data.
+Each hook is explained where it stands."""
+
+_NEXT = """\
+Made:
+
+    {files}
+
+It trains as it is, in seconds:
+
+    python cli.py fit --config configs/{name}.yaml
+
+Then make it yours, and try after each step:
+
+    1. projects/{name}/data.py      what a sample is
+    2. projects/{name}/module.py    network, loss, optimiser, score
+    3. configs/{name}.yaml          the settings
+
+Last, prove that it goes on exactly where it is stopped:
+
+    python cli.py verify --config configs/{name}.yaml
+"""
+
+
+def new(argv: list[str]) -> int:
+    """Runs the command; returns its exit code.
+
+    Args:
+        argv: Command line after `new`.
+    """
+    parser = CommandParser("new", description=_DESCRIPTION)
+    parser.add_argument("name", metavar="NAME", help="name of the project, e.g. segmentation")
+    name = parser.parse_args(argv).name
+    files = project_files(name)
+    try:
+        check_name(name)
+        _check_place(name)
+        Path("projects", name).mkdir(parents=True)
+        Path("configs").mkdir(exist_ok=True)
+        for path, text in files.items():
+            path.write_text(text)
+    except ValueError as ex:
+        parser.error(str(ex))
+    except OSError as ex:
+        parser.error(f"{ex.filename} can't be made: {ex.strerror}")
+    print(_NEXT.format(files="\n    ".join(map(str, files)), name=name), end="")
+    return 0
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that a project can't have.
+
+    Raises:
+        ValueError: Says why.
+    """
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name[0] == "_":
+        raise ValueError(
+            f"`NAME` is {name!r}: give a name for a Python package, i.e. letters, digits and _, "
+            "with a letter first, and no word of the language"
+        )
+    check_tag(name)
+    if _is_importable(name):
+        raise ValueError(
+            f"`NAME` is {name!r}, which `import {name}` finds already: a test beside the project "
+            f"would hide it. Give another name, e.g. {name}_project"
+        )
+
+
+def _is_importable(name: str) -> bool:
+    """Whether there is a module or package of that name; folders without __init__.py are none."""
+    if name in sys.stdlib_module_names:
+        return True
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
+
+
+def _check_place(name: str) -> None:
+    if not Path("cli.py").is_file():
+        raise ValueError(f"{Path.cwd()} has no cli.py: go to the folder that has, and try again")
+    for path in (Path("projects", name), Path("configs", f"{name}.yaml")):
+        if path.exists():
+            raise ValueError(f"{path} exists: nothing was changed. Give another name, or remove it")
+
+
+def project_files(name: str) -> dict[Path, str]:
+    """What a new project consists of: texts by path, from the package's templates."""
+    folder = Path("projects", name)
+    paths = {
+        "__init__.py": folder / "__init__.py",
+        "data.py": folder / "data.py",
+        "module.py": folder / "module.py",
+        "config.yaml": Path("configs", f"{name}.yaml"),
+    }
+    templates = resources.files("lightning_trainer.commands") / "templates"
+    class_name = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
+    return {
+        path: re.sub("CLASS|NAME", lambda match: class_name if match[0] == "CLASS" else name, text)
+        for template, path in paths.items()
+        for text in [(templates / f"{template}.txt").read_text()]
+    }

@@ -1,0 +1,176 @@
+"""A table of all sessions: how far, how good, how fast, and what differs between them.
+
+python cli.py sessions
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning_trainer.commands.columns import differing, row, shown_columns, sort
+from lightning_trainer.commands.options import CommandParser
+from lightning_trainer.commands.table import format_markdown, format_table
+from lightning_trainer.session.record import FAILED, FINISHED, INTERRUPTED, NAME, RUNNING, Record
+
+_DESCRIPTION = """Lists all sessions of a folder, with the settings in which they differ.
+
+The state is what is really so: running (its process lives), finished, interrupted (by a signal, or
+killed; it can be gone on with) or failed (by an error). Sessions in folders one level below are
+listed as well.
+"""
+_COLUMNS = """columns: session, tag, started, state, iterations, max_steps, score, best, at (its
+iteration), examples_per_s, hours, commit (+: uncommitted changes), and options such as
+model.learning_rate, for short learning_rate
+"""
+
+
+def sessions(argv: list[str]) -> int:
+    """Runs the command; returns its exit code.
+
+    Args:
+        argv: Command line after `sessions`.
+    """
+    parser = CommandParser(
+        "sessions",
+        description=_DESCRIPTION,
+        epilog=_COLUMNS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        default="experiments",
+        metavar="FOLDER",
+        help="what holds the session folders (default: experiments)",
+    )
+    parser.add_argument(
+        "--sort", default="started", metavar="COLUMN", help="-COLUMN puts the highest first"
+    )
+    parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
+    parser.add_argument(
+        "--state",
+        choices=(RUNNING, FINISHED, INTERRUPTED, FAILED),
+        help="only those that are so",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "json", "markdown"),
+        default="table",
+        help="csv and json have every column, and numbers in full",
+    )
+    options = parser.parse_args(_join_sort(argv))
+    try:
+        records = [Record.read(path) for path in find_sessions(Path(options.folder))]
+        records = [
+            record
+            for record in records
+            if options.tag in record.tag and options.state in (None, record.state)
+        ]
+        records = sort(records, options.sort)
+    except (OSError, ValueError) as ex:
+        parser.error(str(ex))
+    if not records:
+        state = f"{options.state} " if options.state else ""
+        tagged = f" with {options.tag!r} in the tag" if options.tag else ""
+        print(f"{options.folder} has no {state}sessions{tagged}", file=sys.stderr)
+    if records or options.format in ("csv", "json"):
+        _print(format_records(records, options.format))
+    return 0
+
+
+def _join_sort(argv: list[str]) -> list[str]:
+    """Lets `--sort -best` be typed, which argparse would take for two options."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--sort":
+            joined[-1] = f"--sort={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def find_sessions(folder: Path) -> list[Path]:
+    """The session folders in a folder and one level below it; or itself, if it is one.
+
+    Raises:
+        OSError: If there is no such folder or it can't be read.
+    """
+    try:
+        if is_session(folder):
+            return [folder]
+        inside = _folders(folder)
+    except OSError as ex:
+        raise OSError(
+            f"{str(folder)!r} can't be read ({ex.strerror}): give the folder that holds the "
+            "sessions, as `fit` has it in `--output_path`"
+        ) from ex
+    found = []
+    for path in inside:
+        if is_session(path):
+            found.append(path)
+        else:
+            with contextlib.suppress(PermissionError):  # of someone else
+                found += [below for below in _folders(path) if is_session(below)]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+
+
+def is_session(path: Path) -> bool:
+    """Whether a folder is a session, which may have been renamed."""
+    files = ("config.yaml", "environment.yaml")
+    renamed = all(os.path.exists(path / name) for name in files)
+    return renamed or NAME.fullmatch(path.name) is not None
+
+
+def format_records(records: list[Record], form: str) -> str:
+    """The sessions as csv, json, markdown or as a table for the terminal."""
+    options = differing(records)
+    rows = [row(record, options) for record in records]
+    if form == "json":
+        return json.dumps([_plain(values) for values in rows], indent=2, default=str) + "\n"
+    if form == "csv":
+        text = io.StringIO()
+        names = rows[0] if rows else row(Record(Path(), "", ""), ())
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+    columns = shown_columns(records)
+    if form == "markdown":
+        return format_markdown(columns)
+    table, left_out = format_table(columns, terminal_width())
+    more = f"Too wide for the terminal: {', '.join(left_out)} (`sessions --format csv` has all)\n"
+    return table + (more if left_out else "")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity and no NaN."""
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
+
+
+def terminal_width() -> float:
+    """Columns of the terminal; no limit where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

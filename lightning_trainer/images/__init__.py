@@ -1,0 +1,1 @@
+"""For projects with images."""

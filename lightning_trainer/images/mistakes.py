@@ -1,0 +1,181 @@
+"""What a classifier confuses: the confusion matrix, and its most confident mistakes."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.utilities.plot import plot_confusion_matrix
+
+from lightning_trainer.images.predictions import draw_predictions
+from lightning_trainer.report.evaluation import ReportEvaluation
+from lightning_trainer.report.loggers import warn_of_disk
+
+_MOST_CLASSES_WITH_NUMBERS = 20
+
+
+class ShowMistakes(Callback):
+    """Draws both after each validation with a new best score, and after a test.
+
+    They go to TensorBoard and to `confusion_matrix.png` and `mistakes.png` in the session folder,
+    which so belong to best.ckpt; those of a test to `test_confusion_matrix.png` and
+    `test_mistakes.png`. Costs about half a second each time. Assumes that a batch has images,
+    (B, C, H, W), and labels, integers (B,), and that the output is logits, float (B, K).
+
+    Args:
+        image_key: Of the images in a batch.
+        label_key: Of the labels in a batch.
+        classes: Names of the classes; by default `classes` of the data module, else numbers.
+        n_mistakes: How many are shown.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        label_key: str = "label",
+        classes: list[str] | None = None,
+        n_mistakes: int = 16,
+    ) -> None:
+        self.image_key, self.label_key = image_key, label_key
+        self.classes = classes
+        self.n_mistakes = n_mistakes
+        self._counts: Tensor | None = None  # (K, K)
+        self._mistakes: tuple[Tensor, ...] = ()  # confidences, images, labels, outputs
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts anew."""
+        self._counts, self._mistakes = None, ()
+
+    on_test_start = on_validation_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Adds a batch.
+
+        Raises:
+            ValueError: If the batch or the output is not as assumed.
+        """
+        output = outputs["output"]
+        self._check(batch, output)
+        output = output.detach()
+        images, labels = batch[self.image_key], batch[self.label_key]
+        counts = multiclass_confusion_matrix(output, labels, output.shape[1], validate_args=False)
+        self._counts = counts if self._counts is None else self._counts + counts
+        confidences, predicted = output.float().softmax(1).max(1)
+        confidences = torch.where(predicted == labels, -1.0, confidences)
+        self._keep((confidences, images, labels, output))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws, if the score is the best."""
+        [report] = [c for c in trainer.callbacks if isinstance(c, ReportEvaluation)]  # type: ignore[attr-defined]
+        if trainer.state.fn == "fit" and report.improved and not trainer.sanity_checking:
+            self._show(trainer, "val", "", trainer.global_step)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draws."""
+        self._show(trainer, "test", "test_", pl_module.restored_iteration)
+
+    def _check(self, batch: Any, output: Any) -> None:
+        for key, option in ((self.image_key, "image_key"), (self.label_key, "label_key")):
+            if key not in batch:
+                raise ValueError(
+                    f"`ShowMistakes` finds no {key!r} in a batch, which has {sorted(batch)}: give "
+                    f"its `{option}`, or remove it from `trainer.callbacks`"
+                )
+        shapes = [getattr(x, "shape", ()) for x in (batch[self.image_key], output)]
+        if [*map(len, shapes)] != [4, 2]:
+            raise ValueError(
+                "`ShowMistakes` needs images (B, C, H, W) and logits (B, K), but got "
+                f"{tuple(shapes[0])} and {tuple(shapes[1])}: remove it from `trainer.callbacks`"
+            )
+
+    def _keep(self, more: tuple[Tensor, ...]) -> None:
+        """Keeps the most confident of the mistakes so far and those of a batch."""
+        if self._mistakes:
+            more = tuple(torch.cat(pair) for pair in zip(self._mistakes, more, strict=True))
+        first = more[0].topk(min(self.n_mistakes, len(more[0]))).indices
+        self._mistakes = tuple(t[first] for t in more)
+
+    def _show(self, trainer: pl.Trainer, mode: str, prefix: str, step: int) -> None:
+        counts = self._of_all_processes(trainer)
+        loggers = [log for log in trainer.loggers if isinstance(log, TensorBoardLogger)]
+        if counts is None or not loggers or not trainer.is_global_zero:
+            return
+        classes = self.classes or getattr(trainer.datamodule, "classes", None)  # type: ignore[attr-defined]
+        wrong = self._mistakes[0] >= 0
+        _, images, labels, outputs = (t[wrong] for t in self._mistakes)
+        figures = {
+            "confusion_matrix": _draw_matrix(counts, classes),
+            "mistakes": draw_predictions(images, labels, outputs, classes, self.n_mistakes),
+        }
+        n, n_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
+        for name, figure in figures.items():
+            figure.suptitle(f"{mode}, iteration {step}: {n_wrong:,} of {n:,} wrong")
+            pixels = _render(figure)
+            for logger in loggers:
+                _log_picture(logger, f"{mode}/{name}", f"{prefix}{name}.png", pixels, step)
+
+    def _of_all_processes(self, trainer: pl.Trainer) -> Tensor | None:
+        """Counts, (K, K), and in `_mistakes` the most confident, also where some had no batch."""
+        counts = self._counts
+        if trainer.world_size == 1:
+            return counts
+        parts: list[Any] = [None] * trainer.world_size
+        own = (counts.cpu(), tuple(t.cpu() for t in self._mistakes)) if counts is not None else None
+        dist.all_gather_object(parts, own)
+        counts, self._mistakes = None, ()
+        for part_counts, mistakes in filter(None, parts):
+            counts = part_counts if counts is None else counts + part_counts
+            self._keep(mistakes)
+        return counts
+
+
+def _draw_matrix(counts: Tensor, classes: list[str] | None) -> Figure:
+    size = min(4 + 0.5 * len(counts), 20)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    plot_confusion_matrix(
+        counts.cpu(),
+        ax=figure.add_subplot(),
+        add_text=len(counts) <= _MOST_CLASSES_WITH_NUMBERS,
+        labels=[*classes] if classes else None,
+        cmap="Blues",
+    )
+    return figure
+
+
+def _render(figure: Figure) -> NDArray[Any]:
+    """The figure as (H, W, 3), once for all that show it, because that takes longest."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _log_picture(
+    logger: TensorBoardLogger, tag: str, name: str, pixels: NDArray[Any], step: int
+) -> None:
+    path = Path(logger.save_dir, name)
+    try:
+        imsave(f"{path}.tmp", pixels, format="png")
+        path.with_name(f"{name}.tmp").replace(path)
+        logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+    except OSError as ex:
+        warn_of_disk(path, ex)

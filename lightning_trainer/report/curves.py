@@ -1,0 +1,87 @@
+"""Keeps curves.png of a session up to date."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+import lightning_trainer
+from lightning_trainer.report.evaluation import ReportEvaluation
+from lightning_trainer.session.folder import Session
+
+_WAIT_S = 30.0  # at the end, where it takes a second or two
+
+
+class DrawCurves(Callback):
+    """Draws loss and score after each validation, in a process beside training.
+
+    While one is being drawn none is begun; the end of training waits for the last.
+
+    Args:
+        session: The run's folder.
+        report: Tells the best score.
+    """
+
+    def __init__(self, session: Session, report: ReportEvaluation) -> None:
+        self.session = session
+        self.report = report
+        self._process: subprocess.Popen[str] | None = None
+        self._command: list[str] = []  # of what is not drawn yet
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begins to draw."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        module = "lightning_trainer.session.picture"
+        self._command = [sys.executable, "-m", module, str(self.session.path), pl_module.score_key]
+        if self.report.best_score is not None:
+            self._command += [str(self.report.best_score), str(self.report.best_iteration)]
+        if self._process is None or self._process.poll() is not None:
+            self._begin()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Waits until the newest numbers are drawn."""
+        self._end()
+        if self._command:
+            self._begin()
+            self._end()
+
+    def _begin(self) -> None:
+        self._end()
+        package = Path(lightning_trainer.__file__).parent.parent
+        path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+        command, self._command = self._command, []
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a Ctrl-C is not for it
+            )
+        except OSError as ex:  # no memory or no process left
+            _warn(str(ex))
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        try:
+            _, err = process.communicate(timeout=_WAIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, err = process.communicate()
+            err += f"not done after {_WAIT_S:.0f} s"
+        if process.returncode:
+            _warn(err.strip().rpartition("\n")[2] or f"exit code {process.returncode}")
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(f"curves.png could not be drawn: {reason}", stacklevel=3)

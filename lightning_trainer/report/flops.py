@@ -1,0 +1,165 @@
+"""How many floating point operations a second the training reaches, and of how many possible."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_trainer.base.module import BaseModule
+from lightning_trainer.report.log_line import Progress
+from lightning_trainer.report.progress import PrintProgress
+
+# Only the batch that is counted needs them.
+_HOOKS_OF_COUNT = ("on_train_batch_start", "on_after_backward")
+
+
+class ReportFlops(Callback):
+    """Prints with each log line what a device achieves, in TFLOP/s and of its peak; logs both.
+
+    FLOPs are those of the forward and the backward, two for each multiply-add, of the operators
+    that `torch.utils.flop_counter` has a formula for: matrix products, convolutions and attention
+    (a mask saves nothing). All others, and kernels of your own, count as none. They are counted in
+    the first batch after a start; later steps cost nothing more. Assumes that later batches need as
+    much for an example, and that no two processes work on the same example.
+
+    The rate is FLOPs an example x examples/s of the log line / processes. MFU, model FLOPs
+    utilisation, is its share of the device's peak (Chowdhery et al. 2022, PaLM, appendix B). By
+    their definition, what activation checkpointing computes again does not count; here it does.
+
+    A model that is compiled (`--model.compile true`, or a module of it) is counted in a forward and
+    backward of their own, not compiled, which leave no trace in weights, buffers, gradients and
+    random numbers. Where only a function within the model is compiled, it runs without that in the
+    first batch, and the last bits of its results may differ.
+
+    With manual optimisation all of the batch is counted, its optimiser steps as well.
+
+    Args:
+        peak_tflops: Peak of one device in TFLOP/s at the precision of the training, without
+            sparsity; by default what Lightning knows of the device, if it does.
+    """
+
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        if peak_tflops is not None and peak_tflops <= 0:
+            raise ValueError(f"`peak_tflops` is {peak_tflops}: give a positive number, or leave it")
+        self.peak_tflops = peak_tflops
+        self._counter: FlopCounterMode | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds the peak, and gets ready to count the first batch."""
+        lines = [c for c in trainer.callbacks if isinstance(c, PrintProgress)]  # type: ignore[attr-defined]
+        if not lines:
+            raise TypeError("`ReportFlops` needs the log line of the command line, `PrintProgress`")
+        self._progress, self._reported = lines[0], lines[0].newest
+        self._peak_tflops = self.peak_tflops or _peak_tflops(trainer)
+        self._flops = 0.0  # of an example
+        for name in _HOOKS_OF_COUNT:
+            vars(self).pop(name, None)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Begins to count."""
+        self._n_examples = pl_module.count_examples(batch)
+        if not _is_compiled(pl_module):
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+        elif type(pl_module).training_step is BaseModule.training_step:
+            self._set(trainer, _count_apart(trainer, pl_module, batch))
+        else:
+            self._set(trainer, 0)  # who knows what else the step does
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends the count before the optimiser's step, which is not part of it."""
+        if pl_module.automatic_optimization and self._counter:
+            self._set(trainer, self._stop())
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Reports if there is a new line."""
+        if self._counter:
+            n_flops = self._stop()
+            if not pl_module.automatic_optimization:
+                self._set(trainer, n_flops)  # else the batch was skipped: count the next
+        line = self._progress.newest
+        if line is not self._reported:
+            self._reported = line
+            if line and self._flops:
+                self._report(trainer, line)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Ends a count that was not finished."""
+        self._stop()
+
+    def _stop(self) -> int:
+        counter, self._counter = self._counter, None
+        if counter is None:
+            return 0
+        counter.__exit__(None, None, None)
+        return counter.get_total_flops()
+
+    def _set(self, trainer: pl.Trainer, n_flops: int) -> None:
+        self._flops = n_flops / self._n_examples
+        for name in _HOOKS_OF_COUNT:
+            setattr(self, name, None)  # private to Lightning: it passes over what can't be called
+        if trainer.is_global_zero:
+            what = f"{self._flops:,.0f} in forward and backward" if n_flops else "could not count"
+            print(f"FLOPs an example: {what}", flush=True)
+
+    def _report(self, trainer: pl.Trainer, line: Progress) -> None:
+        tflops = self._flops * line.examples_per_s / trainer.world_size / 1e12
+        metrics = {"timing/tflops": tflops}
+        text = f"Achieved: {tflops:{'.2f' if tflops >= 1 else '.3g'}} TFLOP/s a device"
+        if self._peak_tflops:
+            metrics["timing/mfu"] = tflops / self._peak_tflops
+            text += f" (MFU {metrics['timing/mfu']:.1%} of {self._peak_tflops:g} TFLOP/s)"
+        if trainer.is_global_zero:
+            print(text, flush=True)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=line.iteration)
+            logger.save()
+
+
+def _peak_tflops(trainer: pl.Trainer) -> float:
+    """Of one device, by Lightning's table; 0 if it has none, of which it warns for a GPU."""
+    kinds = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64}
+    dtype = kinds.get(str(trainer.precision).split("-")[0], torch.float32)
+    return (get_available_flops(trainer.strategy.root_device, dtype) or 0) / 1e12
+
+
+def _is_compiled(pl_module: nn.Module) -> bool:
+    compiled = torch._dynamo.OptimizedModule
+    return any(isinstance(m, compiled) or m._compiled_call_impl for m in pl_module.modules())
+
+
+class _Step(nn.Module):
+    """Forward and backward as a module, whose buffers can be replaced."""
+
+    def __init__(self, pl_module: BaseModule) -> None:
+        super().__init__()
+        self.pl_module = pl_module
+
+    def forward(self, batch: Any) -> None:
+        module = self.pl_module
+        loss = module.forward_loss(batch, module.forward_model(batch))
+        weights = [weight for weight in module.parameters() if weight.requires_grad]
+        torch.autograd.grad(loss, weights, allow_unused=True)  # unlike `backward`, sets no `.grad`
+
+
+def _count_apart(trainer: pl.Trainer, pl_module: BaseModule, batch: Any) -> int:
+    """FLOPs of `batch` without the compiler, which hides them; leaves all as it was."""
+    step, batch = _Step(pl_module), apply_to_collection(batch, Tensor, Tensor.clone)
+    buffers = {name: buffer.clone() for name, buffer in step.named_buffers()}
+    precision = trainer.precision_plugin.train_step_context()
+    counter = FlopCounterMode(display=False)
+    with isolate_rng(), torch.compiler.set_stance("force_eager"), precision, counter:
+        torch.func.functional_call(step, buffers, (batch,))
+    return counter.get_total_flops()

@@ -1,0 +1,88 @@
+"""What loggers show of a run besides numbers: its settings, and in TensorBoard files and charts."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_trainer.report.evaluation import ReportEvaluation
+from lightning_trainer.report.loggers import SessionTensorBoard
+from lightning_trainer.session.folder import Session
+
+
+class LogHyperParameters(Callback):
+    """Logs the settings of model, data and trainer, the best score so far, and what was started.
+
+    Args:
+        session: The run's folder, whose config.yaml and environment.yaml are shown as texts.
+        config: The run's settings as plain types.
+        report: Knows the best score.
+    """
+
+    def __init__(
+        self, session: Session, config: Mapping[str, Any], report: ReportEvaluation
+    ) -> None:
+        self.session = session
+        self._parameters = _flatten(config)
+        self.report = report
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Logs the files and settings as they are at this start; to added loggers these once."""
+        first = not self.session.last_checkpoint.exists()  # MLflow refuses what has changed since
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self._parameters)  # a row for a run that has no score yet
+                logger.experiment.add_custom_scalars(_charts(pl_module.score_key))
+                for path in filter(Path.is_file, (self.session.config, self.session.environment)):
+                    text = indent(path.read_text(), " " * 4)  # a block of code, in markdown
+                    logger.experiment.add_text(path.stem, text, trainer.global_step)
+            elif first:
+                given = {name: v for name, v in self._parameters.items() if v is not None}
+                logger.log_hyperparams(given)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the best score so far: the table of runs shows the last point of a curve."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self.report.best_score is None:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_metrics({"score/best": self.report.best_score}, trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Marks the run as one that came to its end."""
+        for logger in trainer.loggers:
+            if isinstance(logger, SessionTensorBoard):
+                logger.log_success()
+
+
+def _charts(score_key: str) -> dict[str, dict[str, list[Any]]]:
+    """The loss, and the score, of training, validation and test in one chart of all runs."""
+    names = dict.fromkeys(("loss", score_key.split("/", 1)[1]))
+    # TensorBoard takes a tag as a pattern that the names of curves begin with.
+    patterns = {name: f"(train|val|test)/{re.escape(name)}$" for name in names}
+    charts = {name: ["Multiline", [pattern]] for name, pattern in patterns.items()}
+    return {"train, val, test": charts}
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that make runs differ, named as on the command line: `model.learning_rate`."""
+    parameters = {"seed_everything": config.get("seed_everything")}
+    for group in ("model", "data"):
+        settings = config.get(group, {})
+        parameters[group] = settings.get("class_path")
+        for name, value in settings.get("init_args", {}).items():
+            if name not in _HOW:
+                parameters[f"{group}.{name}"] = value
+    for name in _TRAINER_SETTINGS:
+        parameters[f"trainer.{name}"] = config.get("trainer", {}).get(name)
+    return parameters
+
+
+# How a model is trained and shown, not what it learns.
+_HOW = ("n_workers", "vis_iterations", "score_name", "score_mode", "channels_last", "compile")
+_TRAINER_SETTINGS = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")

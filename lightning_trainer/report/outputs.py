@@ -1,0 +1,38 @@
+"""What `predict` leaves in the session folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from lightning_trainer.session.folder import Session
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes the outputs of all batches to `predictions.pt`, a list in the order of the batches.
+
+    Other processes write `predictions_rank1.pt` and so on.
+
+    Args:
+        session: Where to write.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(write_interval="epoch")
+        self.session = session
+
+    def write_on_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        predictions: Sequence[Any],
+        batch_indices: Sequence[Any],
+    ) -> None:
+        """Writes one file for each process."""
+        rank = trainer.global_rank
+        path = Path(self.session.path, f"predictions_rank{rank}.pt" if rank else "predictions.pt")
+        torch.save(predictions, path)
+        print(f"Predictions saved to: {path}", flush=True)

@@ -1,0 +1,1 @@
+"""What a session folder is and how it is read; imports no torch."""

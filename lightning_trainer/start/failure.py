@@ -1,0 +1,129 @@
+"""What is shown when a run fails: one line, or a traceback, of the process that failed first."""
+
+import contextlib
+import errno
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from lightning_trainer.start.parser import root_cause
+
+FILE_NAME = "failure.txt"
+
+# Faults of the machine, for which no line of code is to blame.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+_LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
+_PATIENCE_S = 3.0
+_ENDED = (
+    "error: contact with another process was lost, which ended by itself or was killed, e.g. "
+    "because memory ran out\n"
+)
+_TIMED_OUT = (
+    "error: another process did not start, or does not answer, within `--timeout_minutes`: see its "
+    "log_rank1.txt (...) and whether all have the same MASTER_ADDR and MASTER_PORT\n"
+)
+
+
+def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer | None) -> None:
+    """Prints what went wrong.
+
+    Of several processes the first one prints last what the one that failed first had to say, which
+    leaves it in failure.txt: the others only lose contact with it.
+
+    Args:
+        ex: What was raised.
+        folder: The session's, if there is one yet.
+        trainer: If there is one yet.
+    """
+    cause = root_cause(ex)
+    text = f"error: {_message(cause)}\n"
+    if isinstance(cause, OSError) and cause.errno and not cause.filename and folder is not None:
+        text = f"error: {folder}: {cause}\n"
+    if not _is_explained(cause):
+        text = _traceback(cause)
+    # A process that has not been told the folder yet has an empty one.
+    if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
+        text = _of_first_failure(cause, text, folder / FILE_NAME, trainer)
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:
+    """What this process has to print."""
+    lost_contact = isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT)
+    if "timed out" in str(cause).lower():
+        text += _TIMED_OUT
+    elif lost_contact:
+        text += _ENDED
+    rank, n = trainer.global_rank, trainer.world_size
+    text = f"Process {rank} of {n} on {socket.gethostname()} failed:\n{text}"
+    shown = False
+    if lost_contact and not file.exists():
+        if trainer.is_global_zero:  # at once: Lightning's launcher may kill it within seconds
+            shown = True
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        waited_until = time.monotonic() + _PATIENCE_S
+        while not file.exists() and time.monotonic() < waited_until:
+            time.sleep(0.1)
+    try:
+        with file.open("x") as new:
+            new.write(text)
+    except FileExistsError:
+        with contextlib.suppress(OSError):
+            return file.read_text() if trainer.is_global_zero else ""
+    except OSError:  # a full disk
+        pass
+    return "" if shown else text
+
+
+def _is_explained(ex: BaseException) -> bool:
+    """Whether the message says it all: everything else is a fault in code, with its traceback.
+
+    That is what the machine is to blame for, what the layer raised on purpose, and what anyone
+    raised on purpose before the first batch.
+    """
+    if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
+        return True
+    frames = traceback.extract_tb(ex.__traceback__)
+    if not frames or not (frames[-1].line or "").lstrip().startswith("raise "):
+        return False
+    files = [Path(frame.filename) for frame in frames]
+    loops = Path(pl.__file__).parent / "loops"
+    return files[-1].is_relative_to(_OWN) or not any(f.is_relative_to(loops) for f in files)
+
+
+def _message(ex: BaseException) -> str:
+    """The message, and where in the project, if a library that it calls raised it."""
+    frames = traceback.extract_tb(ex.__traceback__)
+    ours = [frame for frame in frames if _is_of_project(frame.filename)]
+    if not (ours and _is_package(Path(frames[-1].filename))):
+        return str(ex)
+    return f"{ex} (in `{ours[-1].name}`, {ours[-1].filename}, line {ours[-1].lineno})"
+
+
+def _traceback(ex: BaseException) -> str:
+    """From the project's code on, if it is in it: the calls above are the same for every error."""
+    begin = ex.__traceback__
+    while begin is not None and not _is_of_project(begin.tb_frame.f_code.co_filename):
+        begin = begin.tb_next
+    return "".join(traceback.format_exception(type(ex), ex, begin or ex.__traceback__))
+
+
+def _is_of_project(file: str) -> bool:
+    path = Path(file)
+    is_library = path.is_relative_to(_OWN) or path.is_relative_to(_PYTHON) or _is_package(path)
+    return not is_library
+
+
+def _is_package(path: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+
+
+_OWN = Path(__file__).parent.parent
+_PYTHON = Path(traceback.__file__).parent

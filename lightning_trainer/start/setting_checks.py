@@ -1,0 +1,56 @@
+"""What of a configuration can be seen to fail before there is a folder."""
+
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lightning_trainer.checkpoints.restart import Restart
+from lightning_trainer.session.folder import check_tag
+from lightning_trainer.session.secrets import check_complete
+from lightning_trainer.start.parser import check_nulls
+
+
+def check_settings(config: Any, command: str, restart: Restart | None) -> None:
+    """Refuses it.
+
+    Args:
+        config: The settings of the command.
+        command: "fit", "test", ...
+        restart: What the run starts from, if anything.
+
+    Raises:
+        ValueError: Says what is wrong, the value and the remedy.
+    """
+    check_tag(config.tag)
+    if not config.output_path:
+        raise ValueError("`output_path` is empty: give the folder that holds the sessions")
+    if not isinstance(config.trainer, Namespace):
+        raise ValueError(f"`trainer` is {config.trainer!r}: it must be a group of settings")
+    check_complete(config.as_dict())
+    for name, value in vars(config.trainer).items():
+        if value != value:
+            raise ValueError(f"`trainer.{name}` is {value}: give a number, or null for none")
+    check_nulls("model", config.model)
+    check_nulls("data", config.data)
+    _check_validations(config.trainer)
+    wanted = config.trainer.max_steps
+    if command == "fit" and (wanted == 0 or (restart and not restart.is_before(wanted))):
+        done = restart.iteration if restart else 0
+        raise ValueError(
+            f"nothing left to do: iteration {done} of {wanted} is reached. To go on, raise "
+            f"`--trainer.max_steps` above {done}"
+        )
+
+
+def _check_validations(trainer: Namespace) -> None:
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and not interval > 0:
+        raise ValueError(
+            f"`trainer.val_check_interval` is {interval}: give a number of iterations, and "
+            "`trainer.limit_val_batches: 0` for no validation"
+        )
+    if isinstance(interval, float) and trainer.check_val_every_n_epoch is None:
+        raise ValueError(
+            f"`trainer.val_check_interval` is {interval}, a part of an epoch: set "
+            "`trainer.check_val_every_n_epoch: 1` as well, or give a whole number of iterations"
+        )

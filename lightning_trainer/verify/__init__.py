@@ -1,0 +1,1 @@
+"""Proves that a restart is exact."""

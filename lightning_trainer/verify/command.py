@@ -1,0 +1,188 @@
+"""Proves on a project that a run which is killed and goes on is bitwise one that was not.
+
+python cli.py verify --config configs/digits.yaml
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lightning_trainer.verify.comparison import Comparison, Difference, compare, read_trail, shorten
+from lightning_trainer.verify.kills import Run, draw_moments
+
+_USAGE = """usage: python cli.py verify --config FILE [--OPTION VALUE ...]
+
+Proves that a restart of your project is exact: trains a few iterations, trains them again in a run
+that is killed at several moments and goes on each time, and compares the two bitwise. Says what
+differs first, and the usual causes. Takes the options of `fit`, which win over its own:
+
+    {settings}
+
+Exit code: 0 if all is equal, 1 if not or if a run fails, 2 if the command line is wrong.
+"""
+
+_SETTINGS = (
+    "--tag=verify",
+    "--save_minutes=0",  # as often as can be, so that little is done again after a kill
+    "--trainer.max_steps=20",
+    "--trainer.log_every_n_steps=4",
+    "--trainer.val_check_interval=8",
+    "--trainer.check_val_every_n_epoch=null",  # else the interval must fit into an epoch
+    "--trainer.limit_val_batches=4",
+)
+
+_NOT_DETERMINISTIC = (
+    "kernels that are not deterministic: try again with `--trainer.deterministic true`"
+)
+
+# By what differs first: what usually makes it differ.
+_CAUSES = {
+    "order": (
+        "a data loader of your own that starts again from its beginning: leave it to "
+        "`BaseDataModule`, or give it `state_dict` and `load_state_dict`",
+    ),
+    "samples": (
+        "a dataset or transform with a random generator of its own, or any other state: draw from "
+        "torch, numpy.random or random, which are seeded for each sample",
+        "a data loader of your own: leave it to `BaseDataModule`, or give it `state_dict` and "
+        "`load_state_dict`",
+    ),
+    "loss": (
+        "state that no checkpoint holds (a counter, a list, a random generator of the module's "
+        "own): make it a buffer, or save it in `on_save_checkpoint`",
+        _NOT_DETERMINISTIC,
+    ),
+    "weights": (
+        "an optimiser, a scheduler or a callback with state that no checkpoint holds: give it "
+        "`state_dict` and `load_state_dict`",
+        _NOT_DETERMINISTIC,
+    ),
+    "scores": (
+        "validation data or metrics with state of their own, such as a random generator",
+        _NOT_DETERMINISTIC,
+    ),
+}
+_CAUSES_BEFORE_RESTART = (
+    "a random generator that is not seeded, e.g. `np.random.default_rng()`; the time; the order of "
+    "a set or of `os.listdir`",
+    _NOT_DETERMINISTIC,
+)
+_CAUSES_IN_FILES = (
+    "a callback, logger or scheduler with state that no checkpoint holds: give it `state_dict` and "
+    "`load_state_dict`",
+)
+
+
+def verify(argv: list[str]) -> int:
+    """Runs the command; returns its exit code.
+
+    Args:
+        argv: Command line after `verify`: options of `fit`.
+    """
+    if "--help" in argv or "-h" in argv:
+        print(_USAGE.format(settings="\n    ".join(_SETTINGS)), end="")
+        return 0
+    if any(argument.partition("=")[0] == "--ckpt_path" for argument in argv):
+        return _refuse(
+            "`verify` takes no `--ckpt_path`: it makes sessions of its own, leave it out"
+        )
+    if not argv:
+        return _refuse("`verify` needs to know the project: give `--config FILE`")
+    folder = Path(tempfile.mkdtemp(prefix="verify_"))
+    code = 1
+    try:
+        code = _compare_runs(argv, folder)
+    except subprocess.CalledProcessError as ex:
+        print(ex.output, file=sys.stderr)
+        code = 2 if (ex.cmd, ex.returncode) == ("fit", 2) else 1  # refused its options
+        if code == 1:
+            print(f"error: `{ex.cmd}` ended with exit code {ex.returncode}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        if code == 1:
+            print(f"Kept, with all that the runs printed: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # what was killed may just be ending
+    return code
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}\n(more: python cli.py verify --help)", file=sys.stderr)
+    return 2
+
+
+def _compare_runs(argv: list[str], folder: Path) -> int:
+    """Trains twice, compares, and says what was found; returns the exit code.
+
+    Raises:
+        subprocess.CalledProcessError: If a run fails.
+    """
+    started_s = time.perf_counter()
+
+    def report(text: str) -> None:
+        print(f"{time.perf_counter() - started_s:4.0f} s  {text}", flush=True)
+
+    report("train without interruption")
+    reference = Run(folder / "reference", [*_SETTINGS, *argv], report).finish()
+    moments = draw_moments(reference)
+    if not moments or not (reference / "checkpoints/last.ckpt").exists():
+        return _refuse("nothing to verify: the run has too few iterations or no checkpoints")
+    n_iterations = read_trail(reference / "trail_rank0.jsonl")[-1]["iteration"]
+    report(f"ended at iteration {n_iterations}; train again, with {len(moments)} kills")
+    run = Run(folder / "killed", [*_SETTINGS, *argv], report)
+    session = run.finish_with_kills(moments, n_iterations)
+    report("ended; compare\n")
+    comparison = compare(reference, session)
+    if comparison.equal and not run.kills:
+        print("NOT VERIFIED: it ended before it could be killed. Raise `--trainer.max_steps`.")
+        return 1
+    lines = _equal(comparison, reference) if comparison.equal else _different(comparison)
+    print(f"Killed {'; '.join(run.kills) or 'never'}.", *lines, sep="\n", flush=True)
+    return 0 if comparison.equal else 1
+
+
+def _equal(comparison: Comparison, reference: Path) -> list[str]:
+    trails = [read_trail(path) for path in reference.glob("trail_rank*")]
+    batches = [line for trail in trails for line in trail if line["event"] == "batch"]
+    n_validations = sum(line["event"] == "validated" for line in trails[0])
+    checkpoint = comparison.compared["checkpoints/last.ckpt"]
+    weights, optimiser, scheduler = (
+        sum(name.startswith(part) for name in checkpoint)
+        for part in ("state_dict.", "optimizer_states.", "lr_schedulers.")
+    )
+    return [
+        "EQUAL: bitwise as if it had never been killed.",
+        f"    {len({line['iteration'] for line in batches})} iterations: "
+        f"{sum(len(line['samples']) for line in batches)} samples, losses and weights",
+        f"    {n_validations} validations: scores",
+        f"    last.ckpt: {weights} tensors of weights, {optimiser} values of the optimiser, "
+        f"{scheduler} of schedulers, position in the samples, best score; best.ckpt likewise",
+        f"    metrics.csv: {len(comparison.compared['metrics.csv'])} numbers",
+    ]
+
+
+def _different(comparison: Comparison) -> list[str]:
+    first, lines = comparison.first, ["NOT EQUAL to the run that was never killed."]
+    if first:
+        when = f"after restart {first.n_restarts}" if first.n_restarts else "before any restart"
+        process = f", process {first.rank}" if first.rank else ""
+        lines.append(f"    first at iteration {first.iteration}, {when}{process}:")
+        lines += [f"        {description}" for description in first.found.values()]
+    for file, names in comparison.differing.items():
+        if names:
+            n = len(comparison.compared[file])
+            lines.append(f"    {Path(file).name}: {len(names)} of {n} differ ({shorten(names)})")
+    return [*lines, "Usual causes:", *(f"    - {cause}" for cause in _causes(first))]
+
+
+def _causes(first: Difference | None) -> tuple[str, ...]:
+    """What usually makes two runs part as these do; the first thing that differs counts."""
+    if first is None:
+        return _CAUSES_IN_FILES
+    if first.n_restarts == 0:
+        return _CAUSES_BEFORE_RESTART
+    return _CAUSES[next(iter(first.found))]

@@ -1,0 +1,195 @@
+"""Runs `fit` in a process of its own: to its end, or until it is killed, again and again."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from lightning_trainer.checkpoints.restart import Restart
+from lightning_trainer.verify.comparison import Line, parse_trail, read_printed, read_trail
+
+_POLL_S = 0.002  # an iteration may take no more than a few of these
+_TAIL_LINES = 15
+
+
+@dataclass
+class Moment:
+    """When to kill a run.
+
+    Attributes:
+        event: Of a line of its trail, "batch" or "validating".
+        iteration: Of that line, or of the first such line after it.
+        batch: Of that line, or of the first such line after it.
+        delay_s: From that line on.
+    """
+
+    event: str
+    iteration: int
+    batch: int
+    delay_s: float
+
+
+def draw_moments(session: Path) -> list[Moment]:
+    """In a training step, just after a log line, and in a validation; always the same ones.
+
+    Args:
+        session: An uninterrupted run, which tells what comes when and how long it takes.
+    """
+    pairs = list(pairwise(read_trail(session / "trail_rank0.jsonl")))
+    steps = [pair for pair in pairs if pair[0]["event"] == pair[1]["event"] == "batch"]
+    printed = read_printed(session / "metrics.csv")
+    after_lines = [pair for pair in steps if pair[0]["iteration"] in printed]
+    validations = [pair for pair in pairs if pair[0]["event"] == "validating"]
+    last = max((line["iteration"] for line, _ in validations), default=0)
+    inner = [pair for pair in validations if pair[0]["iteration"] < last] or validations
+    generator = random.Random(0)
+    moments = []
+    # Not all of them late: what a restart gets wrong shows in the iterations after it.
+    early = steps[: len(steps) // 2]
+    for candidates, part in ((early, 1.0), (after_lines, 0.0), (inner, 0.0)):
+        if candidates:
+            line, _ = generator.choice(candidates)
+            # The shortest, because a busy machine makes any single one longer.
+            duration_s = min(after["time_s"] - before["time_s"] for before, after in candidates)
+            delay_s = generator.uniform(0, part) * duration_s
+            moments.append(Moment(line["event"], line["iteration"], line["batch"], delay_s))
+    return sorted(moments, key=lambda moment: moment.iteration)
+
+
+class Run:
+    """A run and its restarts, in a folder that holds its session and the output of all of them.
+
+    Args:
+        folder: Made if missing.
+        options: Of `fit`, for the first start.
+        report: Is told of each kill, in a few words.
+    """
+
+    def __init__(self, folder: Path, options: list[str], report: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.report = report
+        self.kills: list[str] = []
+        self._options = [
+            *options,
+            f"--output_path={folder}",
+            "--trainer.default_root_dir=null",  # the session folder, where the trail shall be
+            "--trainer.callbacks+=lightning_trainer.verify.trail.RecordTrail",
+        ]
+        folder.mkdir(exist_ok=True)
+
+    @property
+    def session(self) -> Path:
+        """The session folder; does not exist before the first start has made it."""
+        return next(self.folder.glob("session_*"), self.folder / "session")
+
+    def finish(self) -> Path:
+        """Starts, or goes on, and waits for the end; returns the session folder."""
+        with self._start() as process:
+            self._wait(process)
+        return self.session
+
+    def finish_with_kills(self, moments: list[Moment], n_iterations: int) -> Path:
+        """Starts, is killed at each moment and goes on; returns the session folder."""
+        for moment in moments:
+            with self._start() as process:
+                killed = self._kill_at(moment, process)
+                if not killed:
+                    self._wait(process)
+                    self.report("ended before the next kill")
+                    return self.session
+            self.kills.append(self._where())
+            done = self._is_done(n_iterations)
+            self.report(f"killed {self.kills[-1]}{'' if done else '; goes on'}")
+            if done:
+                return self.session
+        return self.finish()
+
+    @contextlib.contextmanager
+    def _start(self) -> Iterator["subprocess.Popen[bytes]"]:
+        options = ["--ckpt_path", str(self.session)] if self.kills else self._options
+        with self._output.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, sys.argv[0], "fit", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield process
+        finally:
+            _kill(process)
+
+    def _kill_at(self, moment: Moment, process: "subprocess.Popen[bytes]") -> bool:
+        """Whether it lived to see the moment, and died of it."""
+        for line in self._follow(process):
+            if line["event"] != moment.event:
+                continue
+            is_late = (line["iteration"], line["batch"]) >= (moment.iteration, moment.batch)
+            # Before the first checkpoint there is nothing to go on from.
+            if is_late and (self.session / "checkpoints/last.ckpt").exists():
+                time.sleep(moment.delay_s)
+                return _kill(process)
+        return False
+
+    def _follow(self, process: "subprocess.Popen[bytes]") -> Iterator[Line]:
+        """The lines of the trail that are written from now on."""
+        trail = self.session / "trail_rank0.jsonl"
+        position = trail.stat().st_size if trail.exists() else 0
+        running = True
+        while running:
+            running = process.poll() is None
+            time.sleep(_POLL_S)
+            trail = self.session / "trail_rank0.jsonl"
+            if not trail.exists() or trail.stat().st_size == position:
+                continue
+            with trail.open("rb") as file:
+                file.seek(position)
+                text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            position += len(whole)
+            yield from parse_trail(whole.decode())
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> None:
+        """Waits for the end.
+
+        Raises:
+            subprocess.CalledProcessError: If it fails, with the end of what it printed.
+        """
+        code = process.wait()
+        if code:
+            lines = self._output.read_text(errors="replace").splitlines()
+            tail = "\n".join(lines[-_TAIL_LINES:])
+            command = f"fit --ckpt_path {self.session}" if self.kills else "fit"
+            raise subprocess.CalledProcessError(code, command, tail)
+
+    def _where(self) -> str:
+        line = read_trail(self.session / "trail_rank0.jsonl")[-1]
+        inside = ", in its validation" if line["event"] == "validating" else ""
+        return f"at iteration {line['iteration']}{inside}"
+
+    def _is_done(self, n_iterations: int) -> bool:
+        """Whether it was killed between its last checkpoint and its end."""
+        with contextlib.suppress(OSError, ValueError):  # which the next start tells in full
+            restart = Restart.find(str(self.session), "fit", new_session=False)
+            return restart.iteration >= n_iterations and restart.validated
+        return False
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / "output.txt"
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> bool:
+    """Kills it and all that it has started, if it still runs; whether it died of that."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL

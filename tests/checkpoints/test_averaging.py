@@ -1,0 +1,152 @@
+"""Averaged weights, by Lightning's callback: what is scored, kept, and gone on from."""
+
+import csv
+import signal
+
+import pytest
+import torch
+from conftest import TinyModule, start_process
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from test_exact_restart import Killed, kill_at, result, same
+
+AVERAGE = [
+    "--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging",
+    "--trainer.callbacks.decay=0.8",
+]
+
+
+@pytest.fixture
+def fit(run, config):
+    return lambda *flags: run("fit", "--config", config, *AVERAGE, *flags)
+
+
+def both(session) -> dict:
+    """As `result`, with the weights of training and the state of the average."""
+    last = torch.load(session / "checkpoints/last.ckpt")
+    parts = ("current_model_state", "averaging_state")
+    return {**result(session), **{name: last[name] for name in parts}}
+
+
+def test_the_score_is_that_of_the_averaged_weights_which_are_the_best(fit, run, sessions):
+    code, _, err = fit("--model.learning_rate=0.5")
+    assert (code, err) == (0, "")
+    [session] = sessions()
+    with (session / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/loss"]]
+    best = torch.load(session / "checkpoints/best.ckpt")
+    [at_best] = [row for row in rows if int(row["step"]) == best["global_step"]]
+    assert not same(best["state_dict"], best["current_model_state"])
+    code, out, err = run("validate", "--ckpt_path", session)
+    assert (code, err) == (0, "")
+    assert f"Val loss: {float(at_best['val/loss']):.4f}\n" in out
+    assert f"Val score: {float(at_best['val/accuracy']):.3f}\n" in out
+
+
+def test_the_average_is_that_of_every_iteration(fit, sessions, monkeypatch):
+    weights = []
+    optimise = TinyModule.optimizer_step
+
+    def note(self, *args, **kwargs):
+        optimise(self, *args, **kwargs)
+        weights.append(self.model[0].weight.detach().clone())
+
+    monkeypatch.setattr(TinyModule, "optimizer_step", note)
+    assert fit("--trainer.max_steps=6")[0] == 0
+    expected = weights[0]
+    for weight in weights[1:]:
+        expected = 0.8 * expected + 0.2 * weight
+    averaged = torch.load(sessions()[0] / "checkpoints/last.ckpt")["state_dict"]["model.0.weight"]
+    torch.testing.assert_close(averaged, expected)
+
+
+@pytest.mark.parametrize(
+    ("hook", "flags", "kills"),
+    [
+        ("on_train_batch_end", ["--save_minutes=0"], range(1, 23, 3)),
+        ("on_validation_batch_end", [], (5, 10, 23)),
+    ],
+)
+def test_killed_it_goes_on_bitwise(fit, run, sessions, monkeypatch, hook, flags, kills):
+    assert fit(*flags)[0] == 0
+    expected = both(sessions()[0])
+    for k in kills:
+        kill_at(monkeypatch, hook, lambda trainer, k=k: trainer.global_step == k)
+        with pytest.raises(Killed):
+            fit(*flags)
+        code, _, err = run("fit", "--ckpt_path", sessions()[-1])
+        assert (code, err) == (0, "")
+        assert same(both(sessions()[-1]), expected), f"killed at {k}"
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
+def test_stopped_by_a_signal_also_within_a_validation_it_goes_on_bitwise(
+    fit, run, sessions, monkeypatch, hook
+):
+    assert fit()[0] == 0
+    original = getattr(EMAWeightAveraging, hook)
+
+    def signalled(self, trainer, *args) -> None:
+        original(self, trainer, *args)
+        if trainer.global_step == 10 and not trainer.sanity_checking:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EMAWeightAveraging, hook, signalled)
+        assert fit()[0] == 128 + signal.SIGTERM
+    code, _, err = run("fit", "--ckpt_path", sessions()[1])
+    assert (code, err) == (0, "")
+    assert same(both(sessions()[1]), both(sessions()[0]))
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        ["--trainer.max_steps=7"],
+        # Without a validation it is saved when training has ended.
+        ["--trainer.callbacks+=test_saving.StopAtSeven", "--trainer.limit_val_batches=0"],
+    ],
+)
+def test_a_run_that_has_ended_goes_on_with_the_weights_of_training(fit, run, sessions, stop):
+    assert fit("--trainer.max_steps=10")[0] == 0
+    assert fit("--trainer.max_steps=10", *stop)[0] == 0
+    whole, half = sessions()
+    assert torch.load(half / "checkpoints/last.ckpt")["global_step"] == 7
+    assert run("fit", "--ckpt_path", half, "--trainer.max_steps=10")[0] == 0
+    for name in ("state_dict", "current_model_state", "averaging_state", "optimizer_states"):
+        checkpoints = [torch.load(s / "checkpoints/last.ckpt")[name] for s in (whole, half)]
+        assert same(*checkpoints), name
+
+
+def test_going_back_from_what_is_not_finite_takes_the_average_back(fit, sessions, monkeypatch):
+    forward_loss = TinyModule.forward_loss
+
+    def lost_at_6(self, batch, output):
+        loss = forward_loss(self, batch, output)
+        return loss * float("nan") if self.training and self.global_step == 5 else loss
+
+    monkeypatch.setattr(TinyModule, "forward_loss", lost_at_6)
+    code, out, err = fit("--on_non_finite=skip", "--trainer.max_steps=10")
+    assert code == 0, err
+    assert "go back to iteration 5" in out
+    last = torch.load(sessions()[0] / "checkpoints/last.ckpt")
+    for name in ("state_dict", "current_model_state"):
+        assert all(value.isfinite().all() for value in last[name].values())
+
+
+def test_an_average_can_begin_when_a_session_goes_on(run, config, sessions):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    begun = torch.load(sessions()[0] / "checkpoints/last.ckpt")["state_dict"]
+    code, _, err = run("fit", "--ckpt_path", sessions()[0], "--trainer.max_steps=6", *AVERAGE)
+    assert code == 0, err
+    last = torch.load(sessions()[0] / "checkpoints/last.ckpt")
+    assert not same(last["state_dict"], begun)
+    assert same(last["state_dict"], dict(last["current_model_state"]))
+
+
+@pytest.mark.slow
+def test_on_two_processes_a_run_that_is_killed_goes_on_bitwise_on_both(config):
+    flags = ("--trainer.devices=2", "--data.n_samples=28")
+    process = start_process("verify", "--config", config, *AVERAGE, *flags)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, out + err
+    assert "EQUAL: bitwise as if it had never been killed." in out

@@ -1,0 +1,134 @@
+"""`new` makes a project that trains at once, and never changes what is there."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lightning_trainer.commands.new import project_files
+
+MADE = [
+    "configs/spirals.yaml",
+    "projects/spirals/__init__.py",
+    "projects/spirals/data.py",
+    "projects/spirals/module.py",
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    """A folder with nothing but cli.py, as the current one."""
+    shutil.copy(ROOT / "cli.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*") if path.is_file())
+
+
+def start(*args: str) -> subprocess.CompletedProcess:
+    """`python cli.py` in the current folder, in a process that knows only the library."""
+    return subprocess.run(
+        [sys.executable, "cli.py", *args],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_exists(run, place):
+    code, out, err = run("new", "spirals")
+    assert (code, err) == (0, "")
+    assert files(Path("configs")) + files(Path("projects")) == MADE
+    assert all(name in out for name in MADE)
+    command = re.search(r"python cli.py (fit .*)", out)[1]
+    process = start(*command.split())
+    assert process.returncode == 0, process.stderr
+    assert float(re.search(r"Best score: +(\S+)", process.stdout)[1]) > 0.95
+    assert "UserWarning" not in process.stderr
+    [session] = Path("experiments").iterdir()
+    process = start("test", "--ckpt_path", str(session))
+    assert process.returncode == 0, process.stderr
+    assert "Test score" in process.stdout
+
+
+def test_its_names_are_made_of_the_projects_name():
+    texts = project_files("my_3d_net")
+    assert list(map(str, texts)) == [
+        "projects/my_3d_net/__init__.py",
+        "projects/my_3d_net/data.py",
+        "projects/my_3d_net/module.py",
+        "configs/my_3d_net.yaml",
+    ]
+    assert "from projects.my_3d_net.data import My3dNetData" in next(iter(texts.values()))
+    assert not re.search("NAME|CLASS", "".join(texts.values()))
+
+
+def test_every_hook_is_there_with_a_word_on_it(place):
+    hooks = "create_model create_loss create_optimiser create_metrics forward_model forward_loss"
+    optional = "update_metrics visualise prepare_data create_data"
+    text = "".join(project_files("a").values())
+    for hook in [*hooks.split(), *optional.split()]:
+        assert re.search(rf'def {hook}\(.*\n +"""', text), hook
+
+
+def test_its_files_are_short():
+    assert all(len(text.splitlines()) <= 70 for text in project_files("a").values())
+
+
+@pytest.mark.parametrize(
+    "name", ["", "3d", "my-net", "my net", "../x", "class", "_a", "größe", "a."]
+)
+def test_a_name_that_is_no_identifier_is_refused(run, place, name):
+    code, out, err = run("new", name)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: `NAME` is {name!r}: give a name for a Python package")
+    assert not Path("projects").exists()
+
+
+@pytest.mark.parametrize("name", ["torch", "random", "lightning_trainer", "yaml", "sys"])
+def test_a_name_that_python_finds_already_is_refused(run, place, name):
+    code, _, err = run("new", name)
+    assert code == 2
+    assert err.startswith(f"error: `NAME` is {name!r}, which `import {name}` finds already")
+    assert not Path("projects").exists()
+
+
+def test_a_folder_that_is_no_package_may_lend_its_name(run, place):
+    Path("data").mkdir()
+    assert run("new", "data")[0] == 0
+
+
+@pytest.mark.parametrize("existing", ["projects/mine/kept.txt", "configs/mine.yaml"])
+def test_what_exists_is_left_alone(run, place, existing):
+    path = Path(existing)
+    path.parent.mkdir(parents=True)
+    path.write_text("kept")
+    before = files(place)
+    code, _, err = run("new", "mine")
+    assert code == 2
+    assert "exists: nothing was changed. Give another name, or remove it" in err
+    assert (files(place), path.read_text()) == (before, "kept")
+
+
+def test_elsewhere_than_beside_cli_py_nothing_is_made(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("new", "mine")
+    assert code == 2
+    assert err.startswith(f"error: {tmp_path} has no cli.py: go to the folder that has")
+
+
+def test_torch_is_not_imported(place):
+    code = (
+        "import sys; from lightning_trainer.main import main\n"
+        "try: main(['new', 'mine'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'lightning'} & {*sys.modules}\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -1,0 +1,180 @@
+"""The pictures of what a classifier confuses."""
+
+import pytest
+import torch
+from conftest import TinyData, TinyModule, run_process
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_trainer.images import mistakes
+from lightning_trainer.images.predictions import draw_predictions
+
+# Samples that are taken for the class after their own, and the logit of that.
+WRONG = {4: 3.0, 9: 6.0, 10: 1.0, 26: 4.0}
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, n_samples: int) -> None:
+        self.n_samples = n_samples
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __getitem__(self, i: int) -> dict:
+        return {"x": torch.ones(4), "image": torch.full((1, 2, 2), i / 27), "label": i % 3, "i": i}
+
+
+class PictureData(TinyData):
+    def create_data(self) -> None:
+        self.train_dataset = Pictures(28)
+        self.val_dataset = self.test_dataset = Pictures(self.n_samples)
+
+
+class PictureModule(TinyModule):
+    def __init__(self, broken: str = "", **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.broken = broken
+
+    def create_metrics(self) -> None:
+        accuracy = MulticlassAccuracy(3, average="micro", validate_args=False)
+        self.train_metrics, self.val_metrics = accuracy, accuracy.clone()
+
+    def forward_model(self, batch):
+        logits = 2.0 * torch.nn.functional.one_hot(batch["label"], 3)
+        for n, i in enumerate(batch["i"].tolist()):
+            if i in WRONG:
+                logits[n] = torch.zeros(3)
+                logits[n, (i + 1) % 3] = WRONG[i]
+        logits = logits + 0 * self.model(batch["x"]).sum()
+        return logits[:, :, None] if self.broken else logits
+
+    def update_metrics(self, metrics, batch, output):
+        if not self.broken:
+            super().update_metrics(metrics, batch, output)
+
+    def forward_loss(self, batch, output):
+        return output.mean()
+
+
+@pytest.fixture
+def arguments(config):
+    return [
+        *("fit", "--config", config, "--trainer.max_steps=4", "--trainer.val_check_interval=2"),
+        *("--model=test_mistakes.PictureModule", "--data=test_mistakes.PictureData"),
+        *("--data.n_samples=27", "--trainer.callbacks=lightning_trainer.ShowMistakes"),
+    ]
+
+
+def names(session):
+    return sorted(path.name for path in session.glob("*.png*"))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The last arguments of what draws, by its name."""
+    calls = {}
+
+    def note(name):
+        draw = getattr(mistakes, name)
+
+        def draw_(*args, **kwargs):
+            calls[name] = args
+            return draw(*args, **kwargs)
+
+        monkeypatch.setattr(mistakes, name, draw_)
+
+    note("plot_confusion_matrix")
+    note("draw_predictions")
+    return calls
+
+
+def test_the_matrix_counts_each_sample_and_the_most_confident_mistakes_come_first(
+    run, arguments, sessions, drawn
+):
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    expected = torch.zeros(3, 3, dtype=torch.long)
+    for i in range(27):
+        expected[i % 3, (i + 1) % 3 if i in WRONG else i % 3] += 1
+    assert torch.equal(drawn["plot_confusion_matrix"][0], expected)
+    images, labels, output, *_ = drawn["draw_predictions"]
+    ordered = [9, 26, 4, 10]
+    assert torch.equal(images[:, 0, 0, 0], torch.tensor([i / 27 for i in ordered]))
+    assert labels.tolist() == [i % 3 for i in ordered]
+    assert output.argmax(1).tolist() == [(i + 1) % 3 for i in ordered]
+    assert names(sessions()[0]) == ["confusion_matrix.png", "mistakes.png"]
+
+
+def test_no_more_mistakes_are_kept_than_are_shown(run, arguments, drawn):
+    flags = ["--trainer.callbacks.n_mistakes=2", "--trainer.callbacks.classes=[a, b, c]"]
+    assert run(*arguments, *flags)[0] == 0
+    assert drawn["draw_predictions"][1].tolist() == [9 % 3, 26 % 3]
+    assert drawn["draw_predictions"][3] == ["a", "b", "c"]
+
+
+def test_they_are_of_the_best_validation_and_of_a_test_in_files_of_its_own(
+    run, arguments, sessions, drawn
+):
+    assert run(*arguments)[0] == 0
+    [session] = sessions()
+    before = (session / "mistakes.png").read_bytes()
+    assert run("test", "--ckpt_path", session)[0] == 0
+    pictures = ["confusion_matrix.png", "mistakes.png"]
+    assert names(session) == sorted([*pictures, *(f"test_{name}" for name in pictures)])
+    assert (session / "mistakes.png").read_bytes() == before
+    events = EventAccumulator(str(session))
+    events.Reload()
+    for mode in ("val", "test"):  # the score of 4 is equal to that of 2, so not better
+        for name in ("confusion_matrix", "mistakes"):
+            [picture] = events.Images(f"{mode}/{name}")
+            height, width, _ = imread(session / f"{'test_' * (mode == 'test')}{name}.png").shape
+            assert (picture.step, picture.height, picture.width) == (2, height, width)
+
+
+def test_a_model_without_mistakes_has_an_empty_picture_of_them(run, arguments, sessions, drawn):
+    code, _, err = run(*arguments, "--data.n_samples=4")
+    assert code == 0, err
+    assert drawn["draw_predictions"][0].shape == (0, 1, 2, 2)
+    assert names(sessions()[0]) == ["confusion_matrix.png", "mistakes.png"]
+
+
+@pytest.mark.parametrize("n_samples", [27, 5])  # with 5 the second process has one batch less
+def test_two_processes_draw_what_one_does(run, arguments, sessions, monkeypatch, n_samples):
+    arguments += [f"--data.n_samples={n_samples}"]
+    assert run(*arguments)[0] == 0
+    process = run_process(*arguments, "--trainer.devices=2")
+    assert process.returncode == 0, process.stderr
+    one, two = sessions()
+    for name in names(one):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--trainer.callbacks.image_key=picture", "finds no 'picture' in a batch, which has ['i',"),
+        ("--model.broken=yes", "but got (4, 1, 2, 2) and (4, 3, 1): remove it from"),
+    ],
+)
+def test_what_it_can_not_show_is_one_message_before_training(
+    run, arguments, sessions, flag, message
+):
+    code, _, err = run(*arguments, flag)
+    assert code == 1
+    assert err.startswith("error: `ShowMistakes` ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (sessions()[0] / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_predictions_have_the_image_the_class_and_its_probability(channels, dtype):
+    images = torch.arange(3 * channels * 16).reshape(3, channels, 4, 4).to(dtype)
+    output = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 9.0]])
+    figure = draw_predictions(images, torch.tensor([0, 1, 1]), output, ["cat", "dog"], n_images=2)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["cat 0.50", "cat 0.99\ntrue: dog"]
+    shown = figure.axes[0].get_images()[0].get_array()
+    assert shown.shape == ((4, 4) if channels == 1 else (4, 4, 3))

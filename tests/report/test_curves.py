@@ -1,0 +1,95 @@
+"""curves.png of a session."""
+
+from types import SimpleNamespace
+
+import pytest
+from matplotlib.image import imread
+
+from lightning_trainer.report import curves
+from lightning_trainer.report.curves import DrawCurves
+from lightning_trainer.session import picture as session_picture
+from lightning_trainer.session.folder import Session
+from lightning_trainer.session.picture import draw_session
+
+BEGIN = DrawCurves._begin  # before conftest takes it away
+
+
+@pytest.fixture
+def begin(monkeypatch):
+    monkeypatch.setattr(DrawCurves, "_begin", BEGIN)
+
+
+def test_a_session_has_them_of_all_its_numbers_when_it_ends(run, config, sessions, begin):
+    code, _, err = run("fit", "--config", config, "--trainer.max_steps=10")
+    assert code == 0, err
+    [session] = sessions()
+    picture = session / "curves.png"
+    height, width, _ = imread(picture).shape
+    assert width > height > 300
+    assert picture.stat().st_mtime >= (session / "metrics.csv").stat().st_mtime
+    assert not (session / "curves.tmp.png").exists()
+
+
+def test_a_session_that_can_not_draw_says_so_and_ends_well(run, config, sessions, begin):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    [session] = sessions()
+    (session / "curves.png").unlink()
+    (session / "curves.png").mkdir()
+    with pytest.warns(UserWarning, match="curves.png could not be drawn: IsADirectoryError"):
+        assert run("fit", "--ckpt_path", session, "--trainer.max_steps=10")[0] == 0
+
+
+def test_loss_and_score_are_drawn_and_the_best_is_marked(tmp_path, monkeypatch):
+    (tmp_path / "metrics.csv").write_text(
+        "step,train/loss,train/f1,val/f1,val/loss,learning_rate\n"
+        "2,0.5,,,,0.1\n4,0.4,0.6,0.7,0.8,0.1\n6,0.3,,,,0.1\n8,0.2,0.9,0.65,0.6,0.1\n"
+    )
+    calls = []
+    monkeypatch.setattr(session_picture, "draw", lambda *args: calls.append(args))
+    monkeypatch.setattr(session_picture.Path, "replace", lambda self, target: None)
+    draw_session(tmp_path, "val/f1", (4, 0.7))
+    [(numbers, smooth, _, marks)] = calls
+    assert numbers == {
+        "loss": {"train": ([2, 4, 6, 8], [0.5, 0.4, 0.3, 0.2]), "val": ([4, 8], [0.8, 0.6])},
+        "f1": {"train": ([4, 8], [0.6, 0.9]), "val": ([4, 8], [0.7, 0.65])},
+    }
+    assert (smooth, marks) == (0.0, {"f1": (4, 0.7)})
+
+
+@pytest.mark.parametrize("best", [None, (4, 0.7)])
+@pytest.mark.parametrize("rows", ["", "step,val/loss\n4,0.7\n", "step,val/loss\n4,nan\n"])
+def test_whatever_is_logged_can_be_drawn(tmp_path, rows, best):
+    (tmp_path / "metrics.csv").write_text(rows)
+    draw_session(tmp_path, "val/loss", best)
+    assert (tmp_path / "curves.png").exists() == bool(rows)
+
+
+def test_none_is_begun_while_one_is_drawn_and_the_newest_is_drawn_at_the_end(
+    tmp_path, monkeypatch, begin
+):
+    begun = []
+
+    class Process:
+        returncode = None
+
+        def __init__(self, command, **options) -> None:
+            begun.append(command[-2:])
+
+        def poll(self):
+            return self.returncode
+
+        def communicate(self, timeout):
+            self.returncode = 0
+            return None, ""
+
+    monkeypatch.setattr(curves.subprocess, "Popen", Process)
+    report = SimpleNamespace(best_score=None, best_iteration=0)
+    state = SimpleNamespace(fn="fit")
+    trainer = SimpleNamespace(state=state, sanity_checking=False, is_global_zero=True)
+    module = SimpleNamespace(score_key="val/accuracy")
+    callback = DrawCurves(Session(tmp_path), report)
+    for report.best_iteration, report.best_score in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        callback.on_validation_end(trainer, module)
+    assert begun == [["0.1", "1"]]
+    callback.teardown(trainer, module, "fit")
+    assert begun == [["0.1", "1"], ["0.3", "3"]]

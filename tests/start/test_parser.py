@@ -1,0 +1,262 @@
+"""What is wrong on a command line or in a file is said in a few lines, before anything is made."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, BaseModule, TinyModule
+
+from lightning_trainer.start.parser import class_options, root_cause
+
+
+class KeywordsOnly(TinyModule):
+    def __init__(self, depth: int = 2, **kwargs) -> None:
+        super().__init__(**kwargs)
+
+
+@pytest.fixture
+def refuse(run, config, sessions, tmp_path, monkeypatch):
+    """Runs what must be refused: returns the message, after what holds for each of them."""
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    monkeypatch.chdir(tmp_path)
+
+    def refuse_(*args: object, config: object = config) -> str:
+        files = ["--config", config] if config else []
+        code, out, err = run(*args[:1], *files, *args[1:])
+        assert code == 2, err
+        assert out == ""
+        assert len(err.splitlines()) <= 3, err
+        assert "Traceback" not in err
+        assert err.startswith("error: ")
+        assert err.splitlines()[-1].startswith("(more: python cli.py ")
+        assert err.splitlines()[-1].endswith("--help)")
+        assert sessions() == []
+        return err.splitlines()[0]
+
+    return refuse_
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [
+        ("--trainer.max_stepz", "trainer.max_steps"),
+        ("--trainer.max_step", "trainer.max_steps"),  # an abbreviation is no name
+        ("--ta", "tag"),
+        ("--outputpath", "output_path"),
+        ("--ckpt-path", "ckpt_path"),
+        ("--model.learning_rat", "learning_rate"),
+        ("--model.init_args.vis_iteration", "vis_iterations"),
+        ("--data.n_worker", "n_workers"),
+        ("--xyzzy", None),
+    ],
+)
+@pytest.mark.parametrize("form", ["separate", "joined"])
+def test_a_misspelt_option_is_refused_with_the_near_name(refuse, option, near, form):
+    message = refuse("fit", *([option, "3"] if form == "separate" else [f"{option}=3"]))
+    assert option.split(".")[-1].lstrip("-") in message
+    assert "Did you mean" in message if near else "Did you mean" not in message
+    assert near is None or f"`{near}`" in message
+
+
+def test_an_option_of_a_projects_class_is_told_where_it_belongs(refuse):
+    message = refuse("fit", "--learning_rate", "0.1")
+    assert "are `--model.learning_rate` and `--data.learning_rate`" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("trainr:\n  max_steps: 3", "trainer.max_steps"),
+        ("tags: a", "tag"),
+        ("trainer:\n  max_stepz: 3", "trainer.max_steps"),
+        ("model:\n  init_args:\n    learning_rat: 1", "learning_rate"),
+        ("model:\n  init_arg:\n    learning_rate: 1", None),
+        ("data:\n  init_args:\n    batchsize: 1", "batch_size"),
+    ],
+)
+def test_a_misspelt_key_of_a_file_is_refused_with_the_near_name(refuse, tmp_path, text, near):
+    (tmp_path / "more.yaml").write_text(text)
+    message = refuse("fit", "--config", "more.yaml")
+    assert near is None or f"Did you mean `{near}`" in message
+
+
+def test_a_misspelt_argument_behind_keywords_is_refused_with_the_names_of_all_bases(refuse):
+    model = ["--model", f"{__name__}.KeywordsOnly"]
+    assert "`depth`" in refuse("fit", *model, "--model.dept", "1")
+    assert "`score_name`" in refuse("fit", *model, "--model.score_nam", "1")
+
+
+def test_a_misspelt_command_is_refused_with_the_near_name(refuse):
+    assert refuse("fitt").endswith("Did you mean `fit`?")
+    assert refuse("predictt").endswith("Did you mean `predict`?")
+
+
+def test_the_whole_message_is_one_line_and_where_to_read_more(run, config, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    assert run("fit", "--config", config, "--outputpath", "x") == (
+        2,
+        "",
+        "error: unrecognized arguments: --outputpath x. "
+        "Did you mean `output_path` or `ckpt_path`?\n(more: python cli.py fit --help)\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ("trainer.max_steps", "int"),
+        ("model.learning_rate", "float"),
+        ("data.batch_size", "int"),
+        ("save_minutes", "float"),
+        ("trainer.accumulate_grad_batches", "int"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_name_type_and_value(refuse, option, wanted):
+    message = refuse("fit", f"--{option}", "many")
+    assert option.split(".")[-1] in message
+    assert wanted in message
+    assert "many" in message
+
+
+@pytest.mark.parametrize("key", ["tag", "output_path"])
+@pytest.mark.parametrize("value", ["3", "1e3", "true", "null", "[a, b]"])
+def test_a_name_that_yaml_reads_as_no_text_is_refused_or_made_text(
+    run, config, tmp_path, monkeypatch, key, value
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more.yaml").write_text(f"{key}: {value}")
+    files = ["--config", config, "--config", "more.yaml"]
+    code, _, err = run("fit", *files, "--trainer.fast_dev_run", "1")
+    assert "Traceback" not in err
+    if code:
+        assert code == 2
+        assert f"`{key}`" in err
+        assert len(err.splitlines()) <= 3
+    elif key == "tag":
+        assert list(tmp_path.glob(f"experiments/session_*_{value}"))
+    else:
+        assert list(tmp_path.glob(f"{value}/session_*"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [", "\t:", "just text", "- a\n- b", ""],
+    ids=["open", "tab", "text", "list", "empty"],
+)
+def test_a_file_that_is_no_config_is_refused(refuse, tmp_path, text):
+    (tmp_path / "more.yaml").write_text(text)
+    assert "config" in refuse("fit", "--config", "more.yaml")
+
+
+def test_a_group_that_is_no_mapping_is_refused(refuse, tmp_path):
+    (tmp_path / "more.yaml").write_text("trainer: 3")
+    assert "trainer" in refuse("fit", "--config", "more.yaml")
+
+
+def test_a_file_that_is_not_there_is_named(refuse):
+    assert "missing.yaml" in refuse("fit", "--config", "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("class_path", "named"),
+    [
+        ("nowhere.Model", "No module named 'nowhere'"),
+        ("conftest.Nope", "no attribute 'Nope'"),
+        ("conftest.TinyModel", "Did you mean `TinyModule`"),
+        ("projects.digit.DigitsModule", "Did you mean `digits`"),
+        ("conftest.TinyData", "conftest.TinyData"),
+        ("Nope", "Nope"),
+    ],
+)
+def test_a_class_that_is_not_there_or_no_model_is_named(refuse, class_path, named):
+    message = refuse("fit", "--model", class_path)
+    assert "`model`" in message
+    assert named in message
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_command_alone_says_what_to_give(refuse, command):
+    message = refuse(command, config=None)
+    assert "`--config FILE`" in message
+    assert "`--ckpt_path FOLDER`" in message
+
+
+def test_no_command_at_all_names_the_commands(refuse):
+    message = refuse(config=None)
+    assert all(command in message for command in ("fit", "validate", "test", "predict"))
+
+
+@pytest.mark.parametrize("option", ["--config", "--ckpt_path", "--tag"])
+def test_an_option_without_its_value_is_named(refuse, option):
+    assert option in refuse("fit", option)
+
+
+@pytest.mark.parametrize("tag", ["a/b", "a b", "", ".a", "x" * 300])
+def test_a_tag_that_is_no_part_of_a_name_is_refused_with_the_rule(refuse, tag):
+    assert f"`tag` is {tag!r}: use 1 to 100 letters, digits" in refuse("fit", f"--tag={tag}")
+
+
+def test_class_options_are_those_of_all_bases_and_none_for_what_is_not_there():
+    assert set(class_options(f"{__name__}.KeywordsOnly")) == {
+        *("depth", "learning_rate", "schedule", "vis_iterations", "score_name", "score_mode"),
+        *("channels_last", "compile"),
+    }
+    assert class_options("nowhere.Model") == class_options("conftest.Nope") == []
+
+
+def test_the_root_cause_is_below_what_the_parser_says_of_each_type_and_no_deeper():
+    own = ValueError("own")
+    own.__cause__ = KeyError("a reason that the project itself gives")
+    outer = ValueError("Does not validate against any of the Union subtypes")
+    outer.__cause__ = own
+    assert root_cause(outer) is own
+    assert root_cause(own) is own
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_the_help_of_a_command_shows_how_its_classes_are_asked(run, monkeypatch, command):
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"{command} --model.help projects.digits.DigitsModule" in out
+    assert "--ckpt_path" in out
+
+
+def test_the_help_of_a_class_lists_the_arguments_of_all_bases(run):
+    code, out, err = run("fit", "--model.help", f"{__name__}.KeywordsOnly")
+    assert (code, err) == (0, "")
+    assert "--model.depth" in out
+    assert "--model.vis_iterations" in out
+    assert BaseModule.__doc__.split("vis_iterations: ")[1].split(";")[0] in " ".join(out.split())
+
+
+def test_the_help_shows_the_three_commands_one_starts_with(run):
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    lines = [line.strip() for line in out.splitlines()]
+    for command in ("fit --config configs/digits.yaml", "fit --ckpt_path experiments/session_...",
+                    "test --ckpt_path experiments/session_..."):  # fmt: skip
+        assert any(line.startswith(f"{command} ") for line in lines), command
+    assert "validate and predict" in out
+
+
+def test_the_help_and_a_config_that_is_not_there_take_no_import_of_torch():
+    code = (
+        "import sys; from lightning_trainer.main import main; sys.modules['torch'] = None; main()"
+    )
+    for arguments, expected in ((["--help"], 0), (["fit", "--config", "no.yaml"], 2)):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ended.returncode == expected, ended.stderr
+    assert ended.stderr == (
+        "error: `--config` is 'no.yaml': there is no such file\n(more: python cli.py fit --help)\n"
+    )
+
+
+def test_a_config_may_be_yaml_itself(run, config):
+    code, out, _ = run(
+        "fit", "--config", config, "--config", "tag: of_words.yaml", "--print_config"
+    )
+    assert (code, yaml.safe_load(out)["tag"]) == (0, "of_words.yaml")

@@ -1,51 +1,89 @@
-"""What Lightning does in each step for nothing, left out."""
+"""Every private part of Lightning, torchmetrics and torch that the layer touches.
+
+Each function says what it touches, why, and since which version that was seen. A test of it fails
+where a newer version has changed it. What is replaced for a run is given back at its end.
+"""
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.profilers import PassThroughProfiler
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.profilers import Profiler
+    from torchmetrics import Metric, MetricCollection
 
-_NOTHING: Any = contextlib.nullcontext()
-_EACH_BATCH = [
-    name
-    for name in dir(Callback)
-    if name.startswith(("on_before_", "on_after_")) or "_batch_" in name
-]
+# Lightning 2.0: the attribute of a module that names the hook being called. Lightning sets it some
+# 40 times a step, at 2 us each by the way of `nn.Module.__setattr__`.
+CURRENT_HOOK = "_current_fx_name"
 
-
-class NoProfiler(PassThroughProfiler):
-    """Measures nothing, as Lightning's default does, without a generator for each hook."""
-
-    def profile(self, action_name: str) -> Any:
-        """A context that does nothing."""
-        return _NOTHING
+# What `trainer.val_check_batch` is set to. Lightning validates after each batch whose number is a
+# multiple of it, so these two say "after this batch" and "not after this batch".
+_NOW, _NOT_NOW = 1, sys.maxsize
 
 
-def skip_empty_hooks(callbacks: Iterable[Callback]) -> None:
+# Lightning: the cost of a step ------------------------------------------------------------------
+
+
+def skip_empty_hooks(callbacks: Iterable["Callback"]) -> None:
     """Keeps Lightning from calling the hooks of each batch that a callback does not have.
 
-    A call costs 2 to 3 us: some 20 callbacks times 6 hooks are more than the step of a small
-    model. Private to Lightning: it passes over a hook that can't be called.
+    Lightning 2.0: it passes over a hook that can't be called. A call costs 2 to 3 us: some 20
+    callbacks times 6 hooks are more than the step of a small model.
     """
+    from lightning.pytorch.callbacks import Callback
+
+    each_batch = [
+        name
+        for name in dir(Callback)
+        if name.startswith(("on_before_", "on_after_")) or "_batch_" in name
+    ]
     for callback in callbacks:
-        for name in _EACH_BATCH:
-            # Lightning's LambdaCallback has its hooks in the instance.
-            inherited = getattr(type(callback), name) is getattr(Callback, name)
-            if inherited and name not in vars(callback):
-                setattr(callback, name, None)
+        # Lightning's LambdaCallback has its hooks in the instance.
+        inherited = (n for n in each_batch if getattr(type(callback), n) is getattr(Callback, n))
+        skip_hooks(callback, [name for name in inherited if name not in vars(callback)])
+
+
+def skip_hooks(callback: "Callback", names: Iterable[str]) -> None:
+    """Keeps Lightning from calling these hooks of a callback, until `call_hooks`."""
+    for name in names:
+        setattr(callback, name, None)
+
+
+def call_hooks(callback: "Callback", names: Iterable[str]) -> None:
+    """Lets Lightning call these hooks of a callback again."""
+    for name in names:
+        vars(callback).pop(name, None)
+
+
+def without_profiler() -> "Profiler":
+    """Measures nothing, as Lightning's default does, without a generator for each hook.
+
+    Lightning 2.0: `PassThroughProfiler.profile` is a context manager made anew for each call.
+    """
+    from lightning.pytorch.profilers import PassThroughProfiler
+
+    nothing: Any = contextlib.nullcontext()
+
+    class NoProfiler(PassThroughProfiler):
+        def profile(self, action_name: str) -> Any:
+            return nothing
+
+    return NoProfiler()
 
 
 @contextlib.contextmanager
 def without_asking_for_gpus() -> Iterator[None]:
-    """Says that there is no GPU where there is none.
+    """Hides GPUs where there is none.
 
-    Else a torch that is built for CUDA tries to load NVIDIA's library in each step of an optimiser,
-    at 0.1 ms.
+    Lightning 2.0 sets PYTORCH_NVML_BASED_CUDA_CHECK. A torch that is built for CUDA then tries to
+    load NVIDIA's library in each step of an optimiser, at 0.1 ms.
     """
+    import torch
+
     name = "CUDA_VISIBLE_DEVICES"
     hide = name not in os.environ and not torch.cuda.device_count()
     if hide:
@@ -55,3 +93,138 @@ def without_asking_for_gpus() -> Iterator[None]:
     finally:
         if hide:
             del os.environ[name]
+
+
+def stop_asking_for_sigterm(trainer: "pl.Trainer") -> Callable[[], None]:
+    """Keeps Lightning from asking all processes about SIGTERM before each batch.
+
+    Lightning 2.6: `_broadcast_sigterm_tensor` waits for the device at each batch, and hangs where
+    the signal went to more than one process.
+
+    Returns:
+        What gives it back.
+    """
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return lambda: vars(epoch_loop).pop("_broadcast_sigterm_tensor", None)
+
+
+# Lightning: when validation runs ----------------------------------------------------------------
+
+
+def decide_validation(trainer: "pl.Trainer", due: bool) -> None:
+    """Lets Lightning validate after the batch that ends, or not.
+
+    Lightning 2.0 computes `val_check_batch` once, where the loaders are made.
+    """
+    trainer.val_check_batch = _NOW if due else _NOT_NOW
+
+
+def validation_is_due(trainer: "pl.Trainer") -> bool:
+    """Whether a validation follows the batch that ends.
+
+    Lightning 2.0: only its loop knows of all that can ask for one.
+    """
+    fit_loop: Any = trainer.fit_loop
+    return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
+
+
+def run_validation(trainer: "pl.Trainer") -> None:
+    """Runs a validation now, before the first batch.
+
+    Lightning 2.6: a restored loop can only finish a validation that was begun. It would do so with
+    the number of batches that were left, but from the start of the data. Afterwards the loops are
+    told that they have not run it: else an epoch that ended with it would never be followed by
+    another.
+    """
+    val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    val_loop.restarting = False
+    trainer.validating = True
+    val_loop.run()
+    trainer.training = True
+    val_loop._has_run = False
+    val_loop.reset_restart_stage()
+
+
+def allow_iterations(trainer: "pl.Trainer", n_more: int) -> None:
+    """Raises, or lowers, the number of iterations after which the loop is done.
+
+    Lightning 2.0: a loop that is done at its start is not run at all.
+    """
+    trainer.fit_loop.epoch_loop.max_steps += n_more
+
+
+# Lightning: TensorBoard -------------------------------------------------------------------------
+
+
+def reopen(logger: Any) -> None:
+    """Lets a TensorBoardLogger open a new file for its next point, after a write has failed.
+
+    Lightning 2.0: `_experiment` holds the writer, whose thread has ended with the failure.
+    """
+    logger._experiment = None
+
+
+def is_open(logger: Any) -> bool:
+    """Whether a TensorBoardLogger has opened its file; asking `experiment` would open it."""
+    return logger._experiment is not None
+
+
+def add_summary(logger: Any, summary: Any) -> None:
+    """Adds a part of TensorBoard's table of runs.
+
+    torch 2.0: `SummaryWriter.add_hparams` would open a second file.
+    """
+    logger.experiment._get_file_writer().add_summary(summary)
+
+
+# torchmetrics -----------------------------------------------------------------------------------
+
+
+def set_update_count(metric: "Metric", n_updates: int) -> None:
+    """Says that a metric's state has been filled in.
+
+    torchmetrics 1.0 has no public way.
+    """
+    metric._update_count = n_updates
+
+
+def update_groups(metrics: "MetricCollection", *args: Any) -> None:
+    """`metrics.update(*args)`, whose cost does not grow with metrics that share their state.
+
+    torchmetrics 1.0 updates one metric of a group and hands its state to the others each time, at
+    20 us for each. It hands the state out again where they are read, unless it believes that
+    nothing has changed: `_computed` and `_state_is_copy` say so.
+    """
+    if not metrics._groups_checked:  # the first update finds the groups
+        metrics.update(*args)
+        return
+    for names in metrics.compute_groups.values():
+        getattr(metrics, names[0]).update(*args)
+    for metric in metrics._modules.values():
+        vars(metric)["_computed"] = None
+    metrics._state_is_copy = False
+
+
+# torch ------------------------------------------------------------------------------------------
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether a module, or one within it, is compiled.
+
+    torch 2.2: `Module.compile` keeps what it made in `_compiled_call_impl`.
+    """
+    import torch
+
+    compiled = torch._dynamo.OptimizedModule
+    return any(isinstance(m, compiled) or m._compiled_call_impl for m in module.modules())
+
+
+def seed_gpu(index: int, seed: int) -> None:
+    """Seeds one GPU's generator.
+
+    torch 2.0: `torch.cuda.manual_seed` queues a call with a traceback where CUDA is not started.
+    """
+    import torch
+
+    torch.cuda.default_generators[index].manual_seed(seed)

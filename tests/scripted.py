@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from lightning_trainer import BaseDataModule, BaseModule
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
+from lightning_trainer.run.state import RunState
 
 PROJECT = ("--model=scripted.ScriptedModule", "--data=scripted.ScriptedData")
 
@@ -54,7 +55,7 @@ def validated(out: str) -> list[int]:
 def start(monkeypatch: pytest.MonkeyPatch) -> Script:
     """Starts a new script, whose clock is that of all that measure time."""
     script.__init__()
-    for module in ("report.progress", "checkpoints.saving", "base.data"):
+    for module in ("report.progress", "checkpoints.saving", "checkpoints.writing", "base.data"):
         monkeypatch.setattr(f"lightning_trainer.{module}.perf_counter", script.clock)
     write = AtomicCheckpointIO.save_checkpoint
 
@@ -162,4 +163,6 @@ class ScriptedModule(BaseModule):
 
     @property
     def iteration(self) -> int:
-        return self.global_step if self.trainer.state.fn == "fit" else self.restored_iteration
+        if self.trainer.state.fn == "fit":
+            return self.global_step
+        return RunState.of(self.trainer, self).restored_iteration

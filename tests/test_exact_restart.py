@@ -54,7 +54,7 @@ def result(session: Path) -> dict:
         "optimiser": last["optimizer_states"],
         "scheduler": last["lr_schedulers"],
         "best": (best["global_step"], best["state_dict"]),
-        "score": last["callbacks"]["ReportEvaluation"],
+        "score": last["lightning_trainer"]["best"],
         "samples": last["loops"]["fit_loop"]["state_dict"]["combined_loader"],
         "numbers": timeless,
     }

@@ -62,7 +62,6 @@ class BaseDataModule(pl.LightningDataModule):
     val_dataset: Dataset[Any] | None = None
     test_dataset: Dataset[Any] | None = None
     predict_dataset: Dataset[Any] | None = None
-    _created = False
 
     def __init__(self, batch_size: int = 128, n_workers: int = 2) -> None:
         super().__init__()
@@ -73,6 +72,7 @@ class BaseDataModule(pl.LightningDataModule):
             raise ValueError(f"`n_workers` is {n_workers}: it must be 0 or more")
         self.batch_size = batch_size
         self.n_workers = n_workers
+        self.__created = False  # two underscores: a name that no project can take by chance
 
     @abstractmethod
     def create_data(self) -> None:
@@ -89,10 +89,8 @@ class BaseDataModule(pl.LightningDataModule):
         """
 
     def setup(self, stage: str) -> None:
-        """Calls `create_data` once, whatever is run."""
-        if not self._created:
-            self.create_data()
-            self._created = True
+        """Calls `create_data`, so that what reads the data before the loaders are made finds it."""
+        self._create_once()
 
     def train_dataloader(self) -> Any:
         """Shuffled batches of `train_dataset`. Override it for a loader of your own."""
@@ -148,7 +146,13 @@ class BaseDataModule(pl.LightningDataModule):
         loader_class = SessionLoader if shuffle else DataLoader
         return loader_class(dataset=SeededDataset(dataset, seed), sampler=sampler, **options)
 
+    def _create_once(self) -> None:
+        if not self.__created:
+            self.create_data()
+            self.__created = True
+
     def _get_dataset(self, attribute: str) -> Dataset[Any]:
+        self._create_once()  # a project may override `setup`
         dataset = getattr(self, attribute)
         if dataset is None:
             raise ValueError(

@@ -6,6 +6,8 @@ from typing import Any, cast
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_trainer.internals import update_groups
+
 
 def named_metrics(metrics: Metric | MetricCollection) -> dict[str, Metric]:
     """The metrics by name; a single one is named for its class, `MulticlassAccuracy` accuracy."""
@@ -15,20 +17,11 @@ def named_metrics(metrics: Metric | MetricCollection) -> dict[str, Metric]:
 
 
 def update_metrics(metrics: Metric | MetricCollection, *args: Any) -> None:
-    """`metrics.update(*args)`, whose cost does not grow with metrics that share their state.
-
-    Of those torchmetrics updates one, but hands its state to the others each time, 20 us for each.
-    It does so again where they are read, unless it believes that nothing has changed since.
-    """
-    # Private to torchmetrics: whether it knows who shares, and whether the state is handed out.
-    if not isinstance(metrics, MetricCollection) or not metrics._groups_checked:
+    """`metrics.update(*args)`, as fast for fifty metrics that share their state as for one."""
+    if isinstance(metrics, MetricCollection):
+        update_groups(metrics, *args)
+    else:
         metrics.update(*args)
-        return
-    for names in metrics.compute_groups.values():
-        getattr(metrics, names[0]).update(*args)
-    for metric in metrics._modules.values():
-        vars(metric)["_computed"] = None  # what was computed before
-    metrics._state_is_copy = False
 
 
 def compute_metrics(metrics: Metric | MetricCollection, mode: str) -> dict[str, Tensor]:

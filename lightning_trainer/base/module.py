@@ -2,20 +2,29 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import Metric, MetricCollection, SumMetric
+from torchmetrics import Metric, MetricCollection
 
-from lightning_trainer.base.hook_checks import require_hooks
-from lightning_trainer.base.metrics import compute_metrics, named_metrics, update_metrics
+from lightning_trainer.base.hook_checks import (
+    call_hook,
+    check_metrics,
+    check_weights,
+    refuse_loss,
+    require,
+    require_hooks,
+)
+from lightning_trainer.base.metrics import named_metrics, update_metrics
+from lightning_trainer.base.results import LogResults
+from lightning_trainer.internals import CURRENT_HOOK
 
 Batch = dict[str, Any]
 
@@ -73,17 +82,11 @@ class BaseModule(pl.LightningModule):
         self.score_name = score_name
         self.score_mode = score_mode
         self.channels_last = channels_last
-        self.compiles = compile
-        self.restored_iteration = 0
-        self.train_results: dict[str, float] = {}
-        self.n_evaluated = 0
-        # A MeanMetric forgets its weights with "disable", without which it synchronises the device.
-        self.val_loss = SumMetric(nan_strategy="disable")
-        self.val_examples = SumMetric(nan_strategy="disable")
+        # Two underscores: a name that no project can take by chance.
+        self.__compiles = compile
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning sets it some 40 times a step, at 2 us each by the way of `nn.Module`.
-        if name == "_current_fx_name":
+        if name == CURRENT_HOOK:  # sooner than by the way of `nn.Module`
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -203,27 +206,32 @@ class BaseModule(pl.LightningModule):
         """Calls `create_model`, `create_loss` and `create_metrics`, once."""
         if self.model is not None:
             return
-        self._call_hook("create_model", "model", nn.Module)
+        call_hook(self, "create_model", "model", nn.Module)
         model: Any = self.model
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
-        if self.compiles:
+        if self.__compiles:
             model.compile()  # in place: the names of the weights stay
-        self._call_hook("create_loss", "loss_fn", Callable)
-        self._call_hook("create_metrics", "train_metrics", (Metric, MetricCollection))
-        self._require("create_metrics", "val_metrics", (Metric, MetricCollection))
-        self._check_metrics()
+        call_hook(self, "create_loss", "loss_fn", Callable)
+        call_hook(self, "create_metrics", "train_metrics", (Metric, MetricCollection))
+        require(self, "create_metrics", "val_metrics", (Metric, MetricCollection))
+        check_metrics(self)
 
     def configure_optimizers(self) -> Any:
         """Calls `create_optimiser`."""
-        self._call_hook("create_optimiser", "optimiser", torch.optim.Optimizer)
+        call_hook(self, "create_optimiser", "optimiser", torch.optim.Optimizer)
         if self.scheduler is None:
             return self.optimiser
-        self._require("create_optimiser", "scheduler", LRScheduler)
-        # A plateau scheduler is stepped in `on_validation_epoch_end`, before the checkpoint of that
-        # validation is written, not by Lightning, which would need the metric again at a restart.
+        require(self, "create_optimiser", "scheduler", LRScheduler)
+        # LogResults steps a plateau scheduler.
         config = {"scheduler": self.scheduler, "interval": "step", "reduce_on_plateau": False}
         return {"optimizer": self.optimiser, "lr_scheduler": config}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Lets a trainer without the command line's callbacks log the results of evaluations."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        there = any(isinstance(callback, LogResults) for callback in callbacks)
+        return [] if there else [LogResults()]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps the scheduler after an iteration, unless it waits for validations."""
@@ -245,11 +253,8 @@ class BaseModule(pl.LightningModule):
         return step
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Adds the batch to `val_loss`, weighted by its examples, and to `val_metrics`."""
+        """Adds the batch to `val_metrics`; returns the loss and the output."""
         output, loss = self._forward(batch)
-        n_examples = torch.full_like(loss, self.count_examples(batch), dtype=torch.float32)
-        self.val_loss.update(loss * n_examples)
-        self.val_examples.update(n_examples)
         self.update_metrics(self.val_metrics, batch, output)
         return {"loss": loss, "output": output}
 
@@ -261,32 +266,15 @@ class BaseModule(pl.LightningModule):
         """The output of the model for the batch."""
         return self.forward_model(batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """Turns the metrics into `val/...` and, over the training since then, `train/...`."""
-        results = self._evaluation_results("val")
-        train_results = compute_metrics(self.train_metrics, "train")
-        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-        if fitting and isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(results[self.score_key])
-        # Not to the loggers: Lightning's step there is one less than the number of iterations done.
-        self.log_dict(results | train_results, logger=False)
-        self.train_results = {name: value.item() for name, value in train_results.items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Notes which iteration the weights are of.
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads weights.
 
         Raises:
             ValueError: If they are those of another model; names the tensors that differ.
         """
-        self.restored_iteration = checkpoint["global_step"]
-        if self.strict_loading and "state_dict" in checkpoint:  # not in a sharded one
-            self._check_weights(checkpoint["state_dict"])
-
-    def on_test_epoch_end(self) -> None:
-        """Turns the metrics into `test/...`."""
-        self.log_dict(self._evaluation_results("test"), logger=False)
-
-    # Checks ---------------------------------------------------------------------------------------
+        if kwargs.get("strict", args[0] if args else True):
+            check_weights(self.state_dict(), state_dict)
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
         if not isinstance(batch, Mapping):
@@ -297,86 +285,8 @@ class BaseModule(pl.LightningModule):
         output = self.forward_model(batch)
         loss = self.forward_loss(batch, output)
         if not isinstance(loss, Tensor) or loss.ndim:
-            got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-            raise TypeError(
-                f"`{type(self).__name__}.forward_loss` returned {got}, not a scalar tensor: "
-                "average over the batch, e.g. `loss.mean()`"
-            )
+            refuse_loss(self, loss)
         return output, loss
-
-    def _call_hook(self, hook: str, attribute: str, kind: Any) -> None:
-        try:
-            getattr(self, hook)()
-        except AttributeError as ex:
-            if self.hparams or "'AttributeDict'" not in str(ex):
-                raise
-            raise AttributeError(
-                f"`{type(self).__name__}.{hook}` reads `self.hparams`, which is empty: call "
-                "`self.save_hyperparameters()` in `__init__`"
-            ) from ex
-        self._require(hook, attribute, kind)
-
-    def _require(self, hook: str, attribute: str, kind: Any) -> None:
-        value = getattr(self, attribute)
-        if value is None or not isinstance(value, kind):
-            kinds = kind if isinstance(kind, tuple) else (kind,)
-            wanted = " or ".join(k.__name__ for k in kinds).replace("Callable", "a callable")
-            raise TypeError(
-                f"`{type(self).__name__}.{hook}` left `self.{attribute}` as {value!r}: "
-                f"assign {wanted} to it"
-            )
-
-    def _check_metrics(self) -> None:
-        train, val = ({id(m) for m in metrics.modules()} for metrics in
-                      (self.train_metrics, self.val_metrics))  # fmt: skip
-        if train & val:
-            raise ValueError(
-                f"`{type(self).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
-                "a metric, which would mix training and validation: use `.clone()` for one of them"
-            )
-
-    def _check_weights(self, loaded: Mapping[str, Tensor]) -> None:
-        """Lightning would say so only after a traceback, with every tensor in one line."""
-        own = self.state_dict()
-        wrong = [f"`{name}` is not in the checkpoint" for name in own.keys() - loaded.keys()]
-        wrong += [f"`{name}` is not in the model" for name in loaded.keys() - own.keys()]
-        for name in own.keys() & loaded.keys():
-            shapes = tuple(own[name].shape), tuple(loaded[name].shape)
-            if shapes[0] != shapes[1]:
-                wrong.append(f"`{name}` is {shapes[1]} in the checkpoint, {shapes[0]} in the model")
-        if wrong:
-            more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-            raise ValueError(
-                f"the checkpoint is of another model: {'; '.join(sorted(wrong)[:5])}{more}. Give "
-                "the settings it was trained with, or start a new session without `--ckpt_path`"
-            )
-
-    def _check_score(self, results: dict[str, Tensor], mode: str) -> None:
-        if self.score_key.replace("val/", f"{mode}/", 1) in results:
-            return
-        hook = f"`{type(self).__name__}.create_metrics`"
-        names = [key.split("/", 1)[1] for key in results]
-        if self.score_name in (None, *named_metrics(self.val_metrics)):
-            raise TypeError(
-                f"{hook}: the score `{self.score_key}` is no scalar: "
-                "put a scalar metric first, or name one by `score_name`"
-            )
-        near = get_close_matches(str(self.score_name), names) or names
-        raise ValueError(
-            f"`score_name` is {self.score_name!r}, which `create_metrics` does not define: "
-            f"use one of {', '.join(near)}"
-        )
-
-    def _evaluation_results(self, mode: str) -> dict[str, Tensor]:
-        """The loss and the metrics of the evaluation that ends, as scalars; resets them."""
-        results = compute_metrics(self.val_metrics, mode)
-        n_examples = self.val_examples.compute()
-        results[f"{mode}/loss"] = self.val_loss.compute() / n_examples
-        self.n_evaluated = int(n_examples)
-        self.val_loss.reset()
-        self.val_examples.reset()
-        self._check_score(results, mode)
-        return results
 
 
 def _detach(output: Any) -> Any:

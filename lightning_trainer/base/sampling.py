@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from lightning_trainer.internals import seed_gpu
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is the same for the same parts, and unrelated for any others.
@@ -39,7 +41,7 @@ def seed_generators(seed: int, device: torch.device | None = None) -> None:
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
     if device is not None and device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        seed_gpu(device.index or 0, seed)
 
 
 class ExactSampler(DistributedSampler[Any]):

@@ -5,30 +5,23 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torchmetrics import Metric
 
 from lightning_trainer.base.metrics import named_metrics
-from lightning_trainer.run.processes import Agreement
+from lightning_trainer.internals import set_update_count
+from lightning_trainer.run.state import RunCallback
+from lightning_trainer.session.checkpoint_header import KEY, layer_state
 
-_KEY = "train_metrics"
 
-
-class KeepTrainMetrics(Callback):
+class KeepTrainMetrics(RunCallback):
     """Puts the metrics of the training batches since the last validation into each checkpoint.
 
     torchmetrics keeps its states out of a module's `state_dict`, where they would tie the weights
     to the choice of metrics. Each process goes on from its own; where their number has changed, the
     first one goes on from all of them. Assumes a `BaseModule`.
-
-    Args:
-        agreement: Gathers the states of all processes.
     """
-
-    def __init__(self, agreement: Agreement) -> None:
-        self.agreement = agreement
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
@@ -36,14 +29,14 @@ class KeepTrainMetrics(Callback):
         """Adds the states; all processes meet here."""
         metrics = named_metrics(pl_module.train_metrics)
         states = {name: _state(metric) for name, metric in metrics.items()}
-        checkpoint[_KEY] = self.agreement.gather(states)
+        checkpoint[KEY]["train_metrics"] = self.run.processes.gather(states)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Puts them back."""
         metrics = named_metrics(pl_module.train_metrics)
-        processes = checkpoint.get(_KEY, [])
+        processes = layer_state(checkpoint).get("train_metrics") or []
         if not processes or processes[0].keys() != metrics.keys():
             return
         same = len(processes) == trainer.world_size
@@ -55,7 +48,7 @@ class KeepTrainMetrics(Callback):
                 _merge(name, metric, states)
             if not same:
                 # Everywhere alike, because it decides who takes part when the metric is computed.
-                metric._update_count = sum(state["n_updates"] for state in states)
+                set_update_count(metric, sum(state["n_updates"] for state in states))
 
 
 def _state(metric: Metric) -> dict[str, Any]:
@@ -68,8 +61,7 @@ def _state(metric: Metric) -> dict[str, Any]:
 def _restore(metric: Metric, saved: dict[str, Any]) -> None:
     for name, value in saved["state"].items():
         setattr(metric, name, value)
-    # Private to torchmetrics, which offers no way to say that a state has been filled in.
-    metric._update_count = saved["n_updates"]
+    set_update_count(metric, saved["n_updates"])
     metric.to(metric.device)
 
 

@@ -5,14 +5,15 @@ import warnings
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_trainer.run.state import RunCallback, RunState
+from lightning_trainer.session.checkpoint_header import KEY, layer_state
 from lightning_trainer.session.folder import differences
 
 
-class ApplyChangedSettings(Callback):
+class ApplyChangedSettings(RunCallback):
     """Lets a changed learning rate, weight decay or schedule win over the checkpoint's.
 
     An optimiser's and a scheduler's state hold their settings too, so a checkpoint puts the old
@@ -22,17 +23,22 @@ class ApplyChangedSettings(Callback):
     optimiser has learnt (its moments) stays. Assumes a `BaseModule`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._fresh: dict[str, Any] = {}
         self._restored: dict[str, Any] = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The settings as `create_optimiser` made them."""
-        return self._fresh
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the settings as `create_optimiser` made them."""
+        checkpoint[KEY]["optimiser"] = self._fresh
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
         """Keeps them for comparison."""
-        self._restored = state_dict
+        self._restored = layer_state(checkpoint).get("optimiser") or {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Reads the settings before a checkpoint changes them."""

@@ -5,26 +5,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 
-from lightning_trainer.checkpoints.finite import n_processes
+from lightning_trainer.run.state import RunCallback
 
 
-class WarnOfInexactRestart(Callback):
-    """Warns once, where a run goes on, of what keeps it from being the uninterrupted one."""
+class WarnOfInexactRestart(RunCallback):
+    """Warns, where a run goes on, of what keeps it from being the uninterrupted one."""
 
-    def __init__(self) -> None:
-        self._n_processes: int | None = None
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Notes how many processes took part before."""
-        self._n_processes = n_processes(checkpoint)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warns."""
-        before, self._n_processes = self._n_processes, None
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        before = self.run.n_processes_before if self.run.goes_on else None
         if before is None or not trainer.is_global_zero:
             return
         reasons = []

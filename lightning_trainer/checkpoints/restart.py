@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_trainer.session.folder import CONFIG_KEY, Session, find_fault
+from lightning_trainer.session.checkpoint_header import layer_state
+from lightning_trainer.session.folder import Session, find_fault
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Restart:
         if new_session:
             return cls(target, None, *at, {}, passed_over)
         config = session.read_config() if session else None
-        config = config or header.get(CONFIG_KEY)  # which a checkpoint carries too
+        config = config or layer_state(header).get("settings")  # which a checkpoint carries too
         if not config:
             raise ValueError(
                 f"`--ckpt_path` is {path!r}, which lies in no session folder and does not carry "
@@ -108,8 +109,7 @@ def _others(session: Session | None, path: Path) -> str:
 
 def _iteration(header: dict[str, Any]) -> tuple[int, bool]:
     """Iterations done, and whether a validation that was due there has run."""
-    schedule = header.get("callbacks", {}).get("ValidationSchedule", {})
-    return header["global_step"], schedule.get("validated", True)
+    return header["global_step"], layer_state(header).get("validated", True)
 
 
 def reach(path: Path) -> tuple[int, bool] | str:

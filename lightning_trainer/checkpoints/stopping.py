@@ -4,19 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
-from lightning_trainer.checkpoints.saving import SaveCheckpoints
-from lightning_trainer.run.processes import Agreement
+from lightning_trainer.internals import stop_asking_for_sigterm
+from lightning_trainer.run.schedule import catch_up
+from lightning_trainer.run.state import RunCallback, RunState
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-class StopOnSignal(Callback):
+class StopOnSignal(RunCallback):
     """The first of SIGINT, SIGTERM, SIGHUP, SIGUSR1 ends the run after the iteration, all saved.
 
     Within a validation it ends after the batch; the validation runs again when the run goes on. The
@@ -25,46 +26,35 @@ class StopOnSignal(Callback):
     second later. On SIGUSR1 a SLURM job asks to be queued again, as `sbatch --signal=USR1@120` with
     `--requeue` means it.
 
-    Args:
-        agreement: Tells when the processes meet.
-        checkpoints: Writes last.ckpt.
+    It sets `run.stop_signal`; SaveCheckpoints, which comes last, saves and ends.
     """
 
-    def __init__(self, agreement: Agreement, checkpoints: SaveCheckpoints | None) -> None:
-        self.agreement = agreement
-        self.checkpoints = checkpoints
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._received = 0
-        self._done = 0
         self._n_batches = 0.0  # of a validation, that all processes have
-        self._before: dict[int, Any] = {}
+        self._give_back: list[Callable[[], object]] = []
 
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Takes the signals over, after Lightning has."""
         self._take_over(trainer)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Takes the signals over, if there was no check before training."""
         self._take_over(trainer)
-        self._done = trainer.global_step
+        if not self.run.saves:
+            catch_up(trainer, self.run)  # else SaveCheckpoints does
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stops, but not while gradients are being accumulated: they are in no checkpoint."""
-        if trainer.global_step > self._done:
-            self._done = trainer.global_step
+        if self.run.stepped:
             self._stop_if_told(trainer)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Notes how many batches all processes have, which may be fewer than this one's."""
         n_batches = [float(n) for n in trainer.num_val_batches]
         first = n_batches[0] if n_batches else 0.0
-        self._n_batches = -self.agreement.highest(-first)[0]
+        self._n_batches = -self.run.processes.highest(-first)[0]
 
     def on_validation_batch_end(
         self,
@@ -79,23 +69,24 @@ class StopOnSignal(Callback):
         if trainer.state.fn == "fit" and batch_idx < self._n_batches and dataloader_idx == 0:
             self._stop_if_told(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Gives the signals back, before Lightning does."""
-        self._give_back()
+        self._restore()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Gives the signals back."""
-        self._give_back()
+    def on_exception(self, *_: Any) -> None:
+        self._restore()
 
     def _take_over(self, trainer: pl.Trainer) -> None:
-        if self._before:
+        if self._give_back:
             return
-        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
-        # Private to Lightning: it asks all processes about SIGTERM before each batch, which waits
-        # for the device, and hangs where the signal went to more than one of them.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        for number in _SIGNALS:
+            before = signal.signal(number, self._receive)
+            self._give_back.append(lambda n=number, handler=before: signal.signal(n, handler))  # type: ignore[misc]
+        self._give_back.append(stop_asking_for_sigterm(trainer))
+
+    def _restore(self) -> None:
+        while self._give_back:
+            self._give_back.pop()()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
@@ -103,27 +94,27 @@ class StopOnSignal(Callback):
         self._received = self._received or number
 
     def _stop_if_told(self, trainer: pl.Trainer) -> None:
-        self.agreement.tick()
-        if not self.agreement.meeting:
-            return
-        self._received = int(self.agreement.highest(self._received)[0])
-        if not self._received:
-            return
-        if self.checkpoints is not None and not trainer.sanity_checking:
-            self.checkpoints.save(trainer)
-            self.checkpoints.finish(trainer)
-        if self._received == signal.SIGUSR1:
-            if trainer.is_global_zero:
-                _requeue()
-            self.agreement.any(False)  # the launcher ends this process once another has gone
-        # Lightning kills the first process, of which it has started the others, if it sees one of
-        # these fail before the first has ended.
-        raise SystemExit(0 if _is_started_by_first(trainer) else 128 + self._received)
+        processes = self.run.processes
+        processes.tick()
+        if processes.meeting:
+            self.run.stop_signal = int(processes.highest(self._received)[0])
+            if self.run.stop_signal and not self.run.saves:
+                end_by_signal(trainer, self.run)
 
-    def _give_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+
+def end_by_signal(trainer: pl.Trainer, run: RunState) -> None:
+    """Ends the process with the exit code of the signal; all processes meet here.
+
+    Raises:
+        SystemExit: With the code.
+    """
+    if run.stop_signal == signal.SIGUSR1:
+        if trainer.is_global_zero:
+            _requeue()
+        run.processes.any(False)  # the launcher ends this process once another has gone
+    # Lightning kills the first process, of which it has started the others, if it sees one of
+    # these fail before the first has ended.
+    raise SystemExit(0 if _is_started_by_first(trainer) else 128 + run.stop_signal)
 
 
 def _is_started_by_first(trainer: pl.Trainer) -> bool:

@@ -18,8 +18,8 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
 from lightning_trainer.images.predictions import draw_predictions
-from lightning_trainer.report.evaluation import ReportEvaluation
 from lightning_trainer.report.loggers import warn_of_disk
+from lightning_trainer.run.state import RunState, in_training
 
 _MOST_CLASSES_WITH_NUMBERS = 20
 
@@ -86,13 +86,12 @@ class ShowMistakes(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws, if the score is the best."""
-        [report] = [c for c in trainer.callbacks if isinstance(c, ReportEvaluation)]  # type: ignore[attr-defined]
-        if trainer.state.fn == "fit" and report.improved and not trainer.sanity_checking:
+        if in_training(trainer) and RunState.of(trainer, self).improved:
             self._show(trainer, "val", "", trainer.global_step)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draws."""
-        self._show(trainer, "test", "test_", pl_module.restored_iteration)
+        self._show(trainer, "test", "test_", RunState.of(trainer, self).restored_iteration)
 
     def _check(self, batch: Any, output: Any) -> None:
         for key, option in ((self.image_key, "image_key"), (self.label_key, "label_key")):

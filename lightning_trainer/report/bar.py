@@ -4,41 +4,39 @@ import sys
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from tqdm import tqdm
 
+from lightning_trainer.run.state import RunCallback, RunState
 
-class EvaluationBar(Callback):
+
+class EvaluationBar(RunCallback):
     """A bar over the batches of an evaluation, on a terminal only.
 
     Lightning's own bars also count the training's batches, at a cost for each of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._bar: Any = None
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the bar."""
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:
             self._start(trainer, trainer.num_val_batches)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the bar."""
+    def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._start(trainer, trainer.num_test_batches)
 
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the bar."""
+    def on_predict_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._start(trainer, trainer.num_predict_batches)
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Counts a batch."""
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None:
         if self._bar is not None:
             self._bar.update()
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end
 
-    def on_validation_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_validation_epoch_end(self, *_: Any, **__: Any) -> None:
         """Ends the bar, before the results are printed below it."""
         if self._bar is not None:
             self._bar.close()

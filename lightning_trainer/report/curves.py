@@ -8,43 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
-import lightning_trainer
-from lightning_trainer.report.evaluation import ReportEvaluation
-from lightning_trainer.session.folder import Session
+from lightning_trainer.run.state import RunCallback, RunState, in_training
 
 _WAIT_S = 30.0  # at the end, where it takes a second or two
 
 
-class DrawCurves(Callback):
+class DrawCurves(RunCallback):
     """Draws loss and score after each validation, in a process beside training.
 
     While one is being drawn none is begun; the end of training waits for the last.
-
-    Args:
-        session: The run's folder.
-        report: Tells the best score.
     """
 
-    def __init__(self, session: Session, report: ReportEvaluation) -> None:
-        self.session = session
-        self.report = report
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._process: subprocess.Popen[str] | None = None
         self._command: list[str] = []  # of what is not drawn yet
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begins to draw."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
+        if not in_training(trainer) or not trainer.is_global_zero:
             return
         module = "lightning_trainer.session.picture"
-        self._command = [sys.executable, "-m", module, str(self.session.path), pl_module.score_key]
-        if self.report.best_score is not None:
-            self._command += [str(self.report.best_score), str(self.report.best_iteration)]
+        folder, best = str(self.run.session.path), self.run.best
+        self._command = [sys.executable, "-m", module, folder, pl_module.score_key]
+        if best is not None:
+            self._command += [str(best.score), str(best.iteration)]
         if self._process is None or self._process.poll() is not None:
             self._begin()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Waits until the newest numbers are drawn."""
         self._end()
         if self._command:
@@ -53,7 +46,7 @@ class DrawCurves(Callback):
 
     def _begin(self) -> None:
         self._end()
-        package = Path(lightning_trainer.__file__).parent.parent
+        package = Path(__file__).parent.parent.parent
         path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
         command, self._command = self._command, []
         try:

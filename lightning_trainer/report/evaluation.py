@@ -1,52 +1,43 @@
-"""What is told of a validation or a test, and which validation was the best."""
+"""The results of each validation and test, and the best score."""
 
 import math
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
-RULE = "-" * 82
+from lightning_trainer.base.results import LogResults
+from lightning_trainer.report.log_line import print_title
+from lightning_trainer.run.state import RULE, Best, RunCallback, RunState, in_training
+from lightning_trainer.session.checkpoint_header import layer_state
 
 
-class ReportEvaluation(Callback):
+class ReportEvaluation(LogResults, RunCallback):
     """Prints and logs the results of each validation and test, and keeps the best score.
 
     A score that is NaN is never the best, and an equal one is not better. Assumes a `BaseModule`,
     whose `score_key` names the score and whose `score_mode` says which way is better.
-
-    Attributes:
-        best_score: Best score so far; None before the first.
-        best_iteration: Iterations done when it was reached.
-        improved: Whether the newest validation was the best.
     """
 
-    def __init__(self) -> None:
-        self.best_score: float | None = None
-        self.best_iteration = 0
-        self.improved = False
-        self._before: tuple[float | None, int] = None, 0
+    _to_loggers = False
 
-    def state_dict(self) -> dict[str, Any]:
-        """The best score and when it was reached; no path, so that the folder may move."""
-        return {"best_score": self.best_score, "best_iteration": self.best_iteration}
+    def __init__(self, run: RunState) -> None:
+        LogResults.__init__(self)
+        RunCallback.__init__(self, run)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
-        self.best_score = state_dict["best_score"]
-        self.best_iteration = state_dict["best_iteration"]
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        best = layer_state(checkpoint).get("best")
+        self.run.newest_best = Best(**best) if best else None
 
-    def forget(self) -> None:
-        """Starts anew."""
-        self.best_score, self.best_iteration = None, 0
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Forgets a best score of another session, whose weights are not here."""
+        path = self.run.session.best_checkpoint
+        if self.run.saves and not trainer.strategy.broadcast(path.exists()):
+            self.run.newest_best = None
 
-    def take_back(self) -> None:
-        """Forgets the newest best, whose weights could not be kept."""
-        self.best_score, self.best_iteration = self._before
-        self.improved = False
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Announces the validation."""
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_validation_start(trainer)
         if not trainer.sanity_checking and trainer.is_global_zero:
             print_title("Validation")
 
@@ -54,19 +45,18 @@ class ReportEvaluation(Callback):
         """Prints loss, scores and other metrics; in training also logs and compares them."""
         if trainer.sanity_checking:
             return
-        results = pl_module.train_results | _results(trainer, "val/")
+        results = self.train_results | _results(trainer, "val/")
         score_key = pl_module.score_key
         if trainer.is_global_zero:
-            print(f"Val loss: {results['val/loss']:.4f}{_shared_by(trainer)}")
+            self._print_loss(trainer, results, "val")
             print_title("Metrics")
             _print_metrics(results, score_key)
-        if trainer.state.fn != "fit":
-            return
-        _log(trainer, results, trainer.global_step)
-        self._compare(trainer, results[score_key], pl_module.score_mode)
+        if in_training(trainer):
+            _log(trainer, results, trainer.global_step)
+            self._compare(trainer, score_key, results[score_key], pl_module.score_mode)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Announces the test."""
+    def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_test_start(trainer)
         if trainer.is_global_zero:
             print_title("Test")
 
@@ -74,21 +64,31 @@ class ReportEvaluation(Callback):
         """Prints loss, score and other metrics, and logs them at the weights' iteration."""
         results = _results(trainer, "test/")
         if trainer.is_global_zero:
-            print(f"Test loss: {results['test/loss']:.4f}{_shared_by(trainer)}")
+            self._print_loss(trainer, results, "test")
             _print_metrics(results, pl_module.score_key.replace("val/", "test/", 1))
             print(RULE, flush=True)
-        _log(trainer, results, pl_module.restored_iteration)
+        _log(trainer, results, self.run.restored_iteration)
 
-    def _compare(self, trainer: pl.Trainer, score: float, mode: str) -> None:
+    def _compare(self, trainer: pl.Trainer, name: str, score: float, mode: str) -> None:
+        run, before = self.run, self.run.best
         worst = -math.inf if mode == "max" else math.inf
-        best = worst if self.best_score is None else self.best_score
-        first = self.best_score is None and not math.isnan(score)
-        self.improved = first or (score > best if mode == "max" else score < best)
-        if self.improved:
-            self._before = self.best_score, self.best_iteration
-            self.best_score, self.best_iteration = score, trainer.global_step
+        highest = worst if before is None else before.score
+        first = before is None and not math.isnan(score)
+        run.improved = first or (score > highest if mode == "max" else score < highest)
+        if run.improved:
+            run.best_before = before
+            run.newest_best = Best(name, mode, score, trainer.global_step)
             if trainer.is_global_zero:
-                print(f"New best score: {best:.3f} -> {score:.3f}")
+                print(f"New best score: {highest:.3f} -> {score:.3f}")
+
+    def _print_loss(self, trainer: pl.Trainer, results: dict[str, float], mode: str) -> None:
+        """The loss, with the number of samples where several processes have shared them."""
+        shared = f" ({self.n_evaluated:,} samples on {trainer.world_size} processes)"
+        if f"{mode}/loss" in results:
+            print(
+                f"{mode.capitalize()} loss: {results[f'{mode}/loss']:.4f}"
+                f"{shared if trainer.world_size > 1 else ''}"
+            )
 
 
 def _results(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
@@ -97,22 +97,10 @@ def _results(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: value.item() for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def _shared_by(trainer: pl.Trainer) -> str:
-    """How many samples the processes have shared out, where there are several."""
-    if trainer.world_size == 1:
-        return ""
-    return f" ({trainer.lightning_module.n_evaluated:,} samples on {trainer.world_size} processes)"
-
-
 def _log(trainer: pl.Trainer, results: dict[str, float], step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(results, step=step)
         logger.save()
-
-
-def print_title(title: str) -> None:
-    """Prints `title` between two rules."""
-    print(f"{RULE}\n{title}\n{RULE}", flush=True)
 
 
 def _print_metrics(results: dict[str, float], score_key: str) -> None:

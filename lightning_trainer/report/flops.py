@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_trainer.base.module import BaseModule
-from lightning_trainer.report.log_line import Progress
-from lightning_trainer.report.progress import PrintProgress
+from lightning_trainer.internals import call_hooks, is_compiled, skip_hooks
+from lightning_trainer.run.state import Progress, RunState
 
 # Only the batch that is counted needs them.
 _HOOKS_OF_COUNT = ("on_train_batch_start", "on_after_backward")
@@ -52,21 +52,18 @@ class ReportFlops(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the peak, and gets ready to count the first batch."""
-        lines = [c for c in trainer.callbacks if isinstance(c, PrintProgress)]  # type: ignore[attr-defined]
-        if not lines:
-            raise TypeError("`ReportFlops` needs the log line of the command line, `PrintProgress`")
-        self._progress, self._reported = lines[0], lines[0].newest
+        self._run = RunState.of(trainer, self)
+        self._reported = self._run.line
         self._peak_tflops = self.peak_tflops or _peak_tflops(trainer)
         self._flops = 0.0  # of an example
-        for name in _HOOKS_OF_COUNT:
-            vars(self).pop(name, None)
+        call_hooks(self, _HOOKS_OF_COUNT)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Begins to count."""
         self._n_examples = pl_module.count_examples(batch)
-        if not _is_compiled(pl_module):
+        if not is_compiled(pl_module):
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
         elif type(pl_module).training_step is BaseModule.training_step:
@@ -87,7 +84,7 @@ class ReportFlops(Callback):
             n_flops = self._stop()
             if not pl_module.automatic_optimization:
                 self._set(trainer, n_flops)  # else the batch was skipped: count the next
-        line = self._progress.newest
+        line = self._run.line
         if line is not self._reported:
             self._reported = line
             if line and self._flops:
@@ -108,8 +105,7 @@ class ReportFlops(Callback):
 
     def _set(self, trainer: pl.Trainer, n_flops: int) -> None:
         self._flops = n_flops / self._n_examples
-        for name in _HOOKS_OF_COUNT:
-            setattr(self, name, None)  # private to Lightning: it passes over what can't be called
+        skip_hooks(self, _HOOKS_OF_COUNT)
         if trainer.is_global_zero:
             what = f"{self._flops:,.0f} in forward and backward" if n_flops else "could not count"
             print(f"FLOPs an example: {what}", flush=True)
@@ -133,11 +129,6 @@ def _peak_tflops(trainer: pl.Trainer) -> float:
     kinds = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64}
     dtype = kinds.get(str(trainer.precision).split("-")[0], torch.float32)
     return (get_available_flops(trainer.strategy.root_device, dtype) or 0) / 1e12
-
-
-def _is_compiled(pl_module: nn.Module) -> bool:
-    compiled = torch._dynamo.OptimizedModule
-    return any(isinstance(m, compiled) or m._compiled_call_impl for m in pl_module.modules())
 
 
 class _Step(nn.Module):

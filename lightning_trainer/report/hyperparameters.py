@@ -7,53 +7,47 @@ from textwrap import indent
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_trainer.report.evaluation import ReportEvaluation
 from lightning_trainer.report.loggers import SessionTensorBoard
-from lightning_trainer.session.folder import Session
+from lightning_trainer.run.state import RunCallback, RunState, in_training
 
 
-class LogHyperParameters(Callback):
+class LogHyperParameters(RunCallback):
     """Logs the settings of model, data and trainer, the best score so far, and what was started.
 
-    Args:
-        session: The run's folder, whose config.yaml and environment.yaml are shown as texts.
-        config: The run's settings as plain types.
-        report: Knows the best score.
+    config.yaml and environment.yaml are shown as texts.
     """
 
-    def __init__(
-        self, session: Session, config: Mapping[str, Any], report: ReportEvaluation
-    ) -> None:
-        self.session = session
-        self._parameters = _flatten(config)
-        self.report = report
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
+        self._parameters = _flatten(run.settings)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Logs the files and settings as they are at this start; to added loggers these once."""
-        first = not self.session.last_checkpoint.exists()  # MLflow refuses what has changed since
+        first = (
+            not self.run.session.last_checkpoint.exists()
+        )  # MLflow refuses what has changed since
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self._parameters)  # a row for a run that has no score yet
                 logger.experiment.add_custom_scalars(_charts(pl_module.score_key))
-                for path in filter(Path.is_file, (self.session.config, self.session.environment)):
+                files = (self.run.session.config, self.run.session.environment)
+                for path in filter(Path.is_file, files):
                     text = indent(path.read_text(), " " * 4)  # a block of code, in markdown
                     logger.experiment.add_text(path.stem, text, trainer.global_step)
             elif first:
                 given = {name: v for name, v in self._parameters.items() if v is not None}
                 logger.log_hyperparams(given)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Logs the best score so far: the table of runs shows the last point of a curve."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or self.report.best_score is None:
-            return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_metrics({"score/best": self.report.best_score}, trainer.global_step)
+        best = self.run.best
+        for logger in trainer.loggers if in_training(trainer) else ():
+            if best and isinstance(logger, TensorBoardLogger):
+                logger.log_metrics({"score/best": best.score}, trainer.global_step)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Marks the run as one that came to its end."""
         for logger in trainer.loggers:
             if isinstance(logger, SessionTensorBoard):

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from lightning_trainer.internals import add_summary, is_open, reopen
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.secrets import scrub
 
@@ -64,12 +65,13 @@ class SessionTensorBoard(TensorBoardLogger):
         self._write_row(hparams({}, {})[2])
 
     def _write_row(self, part: Any) -> None:
-        self._write(lambda: self.experiment._get_file_writer().add_summary(part))
+        self._write(add_summary, self, part)
 
     @rank_zero_only
     def save(self) -> None:
         """Hands what was logged to the file."""
-        self._write(self.experiment.flush if self._experiment else lambda: None)
+        if is_open(self):
+            self._write(self.experiment.flush)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -86,8 +88,7 @@ class SessionTensorBoard(TensorBoardLogger):
             if not isinstance(reason, OSError):
                 raise
             warn_of_disk(self.save_dir, reason)
-            # Its thread has ended, so the next point opens a new file.
-            self._experiment = None
+            reopen(self)
             self._pause_until_s = time.monotonic() + _PAUSE_S
 
 

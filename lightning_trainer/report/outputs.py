@@ -8,21 +8,18 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lightning_trainer.session.folder import Session
+from lightning_trainer.run.state import RunState
 
 
 class WritePredictions(BasePredictionWriter):
     """Writes the outputs of all batches to `predictions.pt`, a list in the order of the batches.
 
     Other processes write `predictions_rank1.pt` and so on.
-
-    Args:
-        session: Where to write.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, run: RunState) -> None:
         super().__init__(write_interval="epoch")
-        self.session = session
+        self.run = run
 
     def write_on_epoch_end(
         self,
@@ -33,6 +30,8 @@ class WritePredictions(BasePredictionWriter):
     ) -> None:
         """Writes one file for each process."""
         rank = trainer.global_rank
-        path = Path(self.session.path, f"predictions_rank{rank}.pt" if rank else "predictions.pt")
+        path = Path(
+            self.run.session.path, f"predictions_rank{rank}.pt" if rank else "predictions.pt"
+        )
         torch.save(predictions, path)
         print(f"Predictions saved to: {path}", flush=True)

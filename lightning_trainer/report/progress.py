@@ -1,21 +1,22 @@
-"""The log line: how far, how fast, how long still."""
+"""The log line: how far, how fast, how much time is left."""
 
 import math
 from collections import deque
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_trainer.base.data import SessionLoader
-from lightning_trainer.checkpoints.finite import GuardAgainstNonFinite, SumLosses
+from lightning_trainer.checkpoints.finite import check_line
 from lightning_trainer.report.clock import DeviceEvents
-from lightning_trainer.report.log_line import Progress
+from lightning_trainer.report.log_line import format_line
 from lightning_trainer.run.schedule import validations_left
-from lightning_trainer.run.state import RunTimes
+from lightning_trainer.run.state import Progress, RunCallback, RunState, RunTimes, in_training
+from lightning_trainer.session.checkpoint_header import KEY, layer_state
 
 
 class _Window:
@@ -27,70 +28,53 @@ class _Window:
         self.n_iterations = self.n_examples = 0
 
 
-class PrintProgress(Callback):
+class PrintProgress(RunCallback):
     """Prints the log line every `log_every_n_steps` iterations and logs the same numbers.
 
-    A step costs a few clock readings and one addition on the device. The device is waited for only
-    where a line is printed. Timings leave out the first iteration after a start (it allocates,
-    tunes and compiles), validations and the writing of checkpoints.
-
-    Args:
-        times: Gets the sums for the run's summary.
-        losses: The losses since the last line.
-        guard: Looks at each line's loss.
-
-    Attributes:
-        newest: What the newest line tells, for callbacks that come after this one.
+    A step costs a few clock readings. The device is waited for only where a line is printed.
+    Timings leave out the first iteration after a start (it allocates, tunes and compiles),
+    validations and the writing of checkpoints.
     """
 
-    def __init__(self, times: RunTimes, losses: SumLosses, guard: GuardAgainstNonFinite) -> None:
-        self.times = times
-        self.losses = losses
-        self.guard = guard
-        self.newest: Progress | None = None
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._elapsed_before_s = 0.0
-        self._restored: dict[str, Any] = {}
         self._window = _Window(0.0)
         self._started = False
 
-    def state_dict(self) -> dict[str, Any]:
-        """The times."""
-        if not self._started:
-            return self._restored
-        if self._events:
-            self._window.update_s = self._events.total_s()
-        times = self.times.state_dict()
-        times["elapsed_s"] = self._elapsed_s()
-        times["data_s"] += self._window.fetch_s  # since the last line
-        times["update_s"] += self._window.update_s
-        return {"times": times}
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the times; the time until the next batch is not spent waiting for it."""
+        self._interrupted = True
+        times = asdict(self.run.times)
+        if self._started:
+            times["elapsed_s"] = self._elapsed_s()
+            times["data_s"] += self._window.fetch_s  # since the last line
+            times["update_s"] += self._update_s()
+        checkpoint[KEY]["times"] = times
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there when training starts."""
-        self._restored = state_dict
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        self.run.times = RunTimes(**(layer_state(checkpoint).get("times") or {}))
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Starts the clock."""
-        if self._restored:
-            self.times.load_state_dict(self._restored["times"])
-        self._elapsed_before_s = self.times.elapsed_s
-        self._n_iterations = trainer.estimated_stepping_batches
+        self._elapsed_before_s = self.run.times.elapsed_s
         self._interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         loader = trainer.train_dataloader
         self._loader = loader if isinstance(loader, SessionLoader) else None
         self._events = DeviceEvents() if trainer.strategy.root_device.type == "cuda" else None
         self._learning_rates: dict[str, float] = {}
-        self._restored = {}
-        self._first_iteration = self._done = trainer.global_step
+        self._first_iteration = self.run.iteration
         self._interrupted = False
         self._recent_iterations_s: deque[float] = deque(maxlen=10)
         self._started_s = self._batch_ended_s = perf_counter()
         self._window = _Window(self._started_s)
         self._started = True
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Ends the wait for the batch."""
         now = perf_counter()
         asked_s = self._loader.fetch_started_s if self._loader else self._batch_ended_s
@@ -100,72 +84,65 @@ class PrintProgress(Callback):
             self._window.excluded_s += resumed_s - self._batch_ended_s
             asked_s, self._interrupted = resumed_s, False
         self._window.fetch_s += now - asked_s
-        if self._interval and (self._done + 1) % self._interval == 0:
+        if self._interval and (self.run.iteration + 1) % self._interval == 0:
             self._learning_rates = _learning_rates(trainer)  # before the scheduler steps
         if self._events:
             self._events.start()
         self._batch_started_s = now
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Counts the batch, and prints the line where it is due."""
+        run, window = self.run, self._window
         if self._events:
             self._events.end()
         now = perf_counter()
-        self._window.update_s += now - self._batch_started_s
+        window.update_s += now - self._batch_started_s
         if hasattr(pl_module, "count_examples"):
-            self._window.n_examples += pl_module.count_examples(batch)
+            window.n_examples += pl_module.count_examples(batch)
         self._batch_ended_s = now
-        if trainer.global_step == self._done:  # gradients are still being accumulated
+        if not run.stepped:
             return
-        before, self._done = self._done, trainer.global_step
-        self._window.n_iterations += self._done - before
-        if self._interval and self._done // self._interval > before // self._interval:
+        window.n_iterations += run.stepped
+        before = run.iteration - run.stepped
+        if self._interval and run.iteration // self._interval > before // self._interval:
             self._print_line(trainer)
-        elif self._done == self._first_iteration + 1:
+            self._start_window()
+        elif run.iteration == self._first_iteration + 1:
             self._start_window()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """Starts to time the validation, which does not count as waiting for data."""
         self._interrupted = True
         self._validation_started_s = perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Counts the validation."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.times.add_validation(perf_counter() - self._validation_started_s)
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if in_training(trainer):
+            times = self.run.times
+            times.recent_validation_s = perf_counter() - self._validation_started_s
+            times.validation_s += times.recent_validation_s
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Notes that the time until the next batch is not spent waiting for it."""
-        self._interrupted = True
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Counts what came after the last line."""
         self._close(trainer)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
         """Counts what came after the last line, without asking a device that may have failed."""
-        self._events = None
         if self._started:
+            self._events = None
             self._close(trainer)
 
     def _close(self, trainer: pl.Trainer) -> None:
-        if self._events:
-            self._window.update_s = self._events.total_s()
+        self._window.update_s = self._update_s()
         n_examples = self._window.n_examples * trainer.world_size  # without asking the others
         self._add_window(self._batch_ended_s, n_examples)
         self._start_window()
-        self.times.elapsed_s = self._elapsed_s()
+        self.run.times.elapsed_s = self._elapsed_s()
+
+    def _update_s(self) -> float:
+        """Of the window, by the device's own clock if it has one; waits for it."""
+        return self._events.total_s() if self._events else self._window.update_s
 
     def _elapsed_s(self) -> float:
         return self._elapsed_before_s + perf_counter() - self._started_s
@@ -178,71 +155,75 @@ class PrintProgress(Callback):
 
     def _add_window(self, ended_s: float, n_examples: int) -> float:
         """Adds the window to the run's times; returns its wall-clock time in seconds."""
-        window = self._window
+        window, times = self._window, self.run.times
         wall_s = max(ended_s - window.started_s - window.excluded_s, 1e-9)
-        self.times.data_s += window.fetch_s
-        self.times.update_s += window.update_s
-        self.times.iterations_s += wall_s
-        self.times.examples += n_examples
+        times.data_s += window.fetch_s
+        times.update_s += window.update_s
+        times.iterations_s += wall_s
+        times.examples += n_examples
         return wall_s
 
     def _print_line(self, trainer: pl.Trainer) -> None:
-        loss = self.losses.mean()  # waits for the device
+        run, window = self.run, self._window
+        loss = run.losses.mean(run.window_start)  # waits for the device
         ended_s = perf_counter()
-        window, n = self._window, self._window.n_iterations
-        if self._events:
-            window.update_s = self._events.total_s()
-        figures = torch.tensor(
-            [loss, window.n_examples, window.fetch_s, window.update_s], dtype=torch.float64
+        window.update_s = self._update_s()
+        # (processes, 4), on the CPU
+        figures = _of_all_processes(
+            trainer, loss, window.n_examples, window.fetch_s, window.update_s
         )
-        if trainer.world_size > 1:
-            device = trainer.strategy.root_device
-            figures = trainer.strategy.all_gather(figures.to(device)).cpu()
-        figures = figures.reshape(-1, 4)
-        loss, n_examples = figures[:, 0].mean().item(), int(figures[:, 1].sum().item())
+        n, n_examples = window.n_iterations, int(figures[:, 1].sum().item())
         wall_s = self._add_window(ended_s, n_examples)
         self._recent_iterations_s.append(wall_s / n)
-        self.newest = progress = Progress(
-            iteration=self._done,
-            n_iterations=self._n_iterations,
+        line = Progress(
+            iteration=run.iteration,
+            n_iterations=run.n_iterations,
             examples_per_s=n_examples / wall_s,
-            loss=loss,
+            loss=figures[:, 0].mean().item(),
             elapsed_s=self._elapsed_s(),
             left_s=self._left_s(trainer),
             fetch_ms=figures[:, 2].max().item() / n * 1e3,
             update_ms=figures[:, 3].mean().item() / n * 1e3,
         )
         if trainer.is_global_zero:
-            print(progress, flush=True)
+            print(format_line(line), flush=True)
             if slow := _slow_process(figures[:, 2] / n, wall_s / n):
                 print(slow, flush=True)
-        self._log(trainer, progress)
-        self.losses.reset()
-        self.guard.check_line(trainer, loss)
-        self._start_window()
+        self._log(trainer, line)
+        run.line = line
+        check_line(trainer, run, line.loss)
 
     def _left_s(self, trainer: pl.Trainer) -> float:
         """Iterations, validations and checkpoints still to come, by their recent durations."""
-        n_left = self._n_iterations - self._done
+        run = self.run
+        n_left = run.n_iterations - run.iteration
         iteration_s = sum(self._recent_iterations_s) / len(self._recent_iterations_s)
-        evaluation_s = self.times.recent_validation_s + self.times.recent_checkpoint_s
+        evaluation_s = run.times.recent_validation_s + run.times.recent_checkpoint_s
         if not evaluation_s or not math.isfinite(n_left):
             return n_left * iteration_s
-        n_validations = validations_left(trainer, int(self._n_iterations))
+        n_validations = validations_left(trainer, int(run.n_iterations))
         return n_left * iteration_s + n_validations * evaluation_s
 
-    def _log(self, trainer: pl.Trainer, progress: Progress) -> None:
+    def _log(self, trainer: pl.Trainer, line: Progress) -> None:
         metrics = {
-            "train/loss": progress.loss,
-            "timing/examples_per_s": progress.examples_per_s,
-            "timing/fetch_ms": progress.fetch_ms,
-            "timing/update_ms": progress.update_ms,
+            "train/loss": line.loss,
+            "timing/examples_per_s": line.examples_per_s,
+            "timing/fetch_ms": line.fetch_ms,
+            "timing/update_ms": line.update_ms,
             **(self._learning_rates or _learning_rates(trainer)),
         }
         self._learning_rates = {}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=progress.iteration)
+            logger.log_metrics(metrics, step=line.iteration)
             logger.save()
+
+
+def _of_all_processes(trainer: pl.Trainer, *figures: float) -> Tensor:
+    """The figures of each process, float64 (processes, figures), on the CPU."""
+    own = torch.tensor(figures, dtype=torch.float64)
+    if trainer.world_size > 1:
+        own = trainer.strategy.all_gather(own.to(trainer.strategy.root_device)).cpu()
+    return own.reshape(-1, len(figures))
 
 
 def _slow_process(fetch_s: Tensor, iteration_s: float) -> str:

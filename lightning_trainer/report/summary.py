@@ -1,45 +1,27 @@
 """What is told at the start and at the end of a run."""
 
+import shlex
 import signal
 import sys
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
-from lightning_trainer.report.evaluation import RULE, ReportEvaluation
 from lightning_trainer.report.log_line import format_duration
-from lightning_trainer.run.schedule import ValidationSchedule
-from lightning_trainer.run.state import RunTimes
-from lightning_trainer.session.folder import Session, go_on_command
+from lightning_trainer.run.state import RULE, RunCallback, RunState, RunTimes
+from lightning_trainer.session.folder import go_on_command
 
 
-class Summarise(Callback):
-    """Prints the number of parameters at the start and, however the run ends, what it came to.
+class Summarise(RunCallback):
+    """Prints the number of parameters at the start and, however the run ends, what it came to."""
 
-    Args:
-        session: The run's folder.
-        schedule: Knows whether the last iteration lacks its validation.
-        report: Has the best score.
-        times: Has where the time went.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        schedule: ValidationSchedule,
-        report: ReportEvaluation,
-        times: RunTimes,
-    ) -> None:
-        self.session = session
-        self.schedule = schedule
-        self.report = report
-        self.times = times
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._training = self._started = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the number of parameters."""
-        if trainer.global_step >= trainer.estimated_stepping_batches and self.schedule.validated:
+        if self.run.iteration >= self.run.n_iterations and self.run.validated:
             self._refuse(trainer)
         self._training = self._started = True
         if trainer.is_global_zero:
@@ -47,24 +29,23 @@ class Summarise(Callback):
             n_all, n_trainable = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
             print(f"Parameters: {n_all:,} (trainable: {n_trainable:,})", flush=True)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the summary of a run that is done."""
-        self._print(trainer, f"Finished at iteration {trainer.global_step}")
+    def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Prints the summary of a run that is done, after its last checkpoint.
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Says so where Lightning found nothing to do."""
+        Raises:
+            ValueError: If Lightning found nothing to do.
+        """
         if not self._started:
             self._refuse(trainer)
+        self._print(trainer, f"Finished at iteration {trainer.global_step}")
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Prints the summary of a run that was stopped, above the traceback if there is one."""
         if self._training:
-            cause = ""
-            if isinstance(exception, SystemExit) and isinstance(exception.code, int):
-                names = {128 + number: number.name for number in signal.Signals}
-                cause = f" by {names[exception.code]}" if exception.code in names else ""
+            name = signal_of(exception)
+            cause = f" by {name}" if name else ""
             self._print(trainer, f"\nStopped{cause} at iteration {trainer.global_step}")
 
     def _refuse(self, trainer: pl.Trainer) -> None:
@@ -85,30 +66,35 @@ class Summarise(Callback):
         sys.stdout.flush()
 
     def _lines(self, trainer: pl.Trainer) -> list[tuple[str, Any]]:
-        report, times = self.report, self.times
-        best = "none yet"
-        if report.best_score is not None:
-            best = f"{report.best_score:.4f} at iteration {report.best_iteration}"
+        session, best, times = self.run.session, self.run.best, self.run.times
+        score = f"{best.score:.4f} at iteration {best.iteration}" if best else "none yet"
         lines: list[tuple[str, Any]] = [
-            ("Best score", best),
+            ("Best score", score),
             ("Total time", f"{format_duration(times.elapsed_s)} ({_shares(times)})"),
         ]
         if times.iterations_s:
             lines.append(("Examples/s", f"{times.examples / times.iterations_s:.1f}"))
-        lines.append(("Folder", self.session.path))
-        if self.session.last_checkpoint.exists():
+        lines.append(("Folder", session.path))
+        if session.last_checkpoint.exists():
             limit = "max_epochs" if trainer.max_steps < 0 else "max_steps"
             done = trainer.global_step >= trainer.estimated_stepping_batches
-            more = f" --trainer.{limit} N" if done and self.schedule.validated else ""
-            lines.append(("To go on", go_on_command("fit", self.session.path) + more))
-        if self.session.best_checkpoint.exists():
-            lines.append(("To test", go_on_command("test", self.session.path)))
-        lines.append(("To look", f"tensorboard --logdir {self.session.path.parent}"))
+            more = f" --trainer.{limit} N" if done and self.run.complete else ""
+            lines.append(("To go on", go_on_command("fit", session.path) + more))
+        if session.best_checkpoint.exists():
+            lines.append(("To test", go_on_command("test", session.path)))
+        lines.append(("To look", f"tensorboard --logdir {shlex.quote(str(session.path.parent))}"))
         return lines
 
     def _waits_for_data(self) -> bool:
-        data_s, update_s = self.times.data_s, self.times.update_s
+        data_s, update_s = self.run.times.data_s, self.run.times.update_s
         return data_s > max((data_s + update_s) / 3, _WORTH_ADVICE_S)
+
+
+def signal_of(exception: BaseException) -> str:
+    """The name of the signal by which a run ends, e.g. "SIGTERM"; empty if it is not one."""
+    code = exception.code if isinstance(exception, SystemExit) else None
+    names = {128 + number: number.name for number in signal.Signals}
+    return names.get(code, "") if isinstance(code, int) else ""
 
 
 def _shares(times: RunTimes) -> str:

@@ -7,37 +7,27 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 
 from lightning_trainer.report.loggers import warn_of_disk
+from lightning_trainer.run.state import RunCallback, RunState, in_training
 
 
-class CallVisualise(Callback):
+class CallVisualise(RunCallback):
     """Calls `visualise` every `vis_iterations` in training and on each validation's first batch.
 
     Once it has failed it is not called again.
     """
 
-    def __init__(self) -> None:
-        self._done = 0
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._failed = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts to count iterations."""
-        self._done = trainer.global_step
-
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Draws where the training step has kept its output, once the optimiser has stepped."""
-        stepped, self._done = trainer.global_step > self._done, trainer.global_step
         interval = pl_module.vis_iterations
-        if stepped and interval and self._done % interval == 0:
+        if self.run.stepped and interval and self.run.iteration % interval == 0:
             self._draw(trainer, pl_module, batch, outputs, "train")
 
     def on_validation_batch_end(
@@ -49,8 +39,8 @@ class CallVisualise(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draws the first batch, but not in Lightning's check before training."""
-        if batch_idx == 0 and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        """Draws the first batch."""
+        if batch_idx == 0 and in_training(trainer):
             self._draw(trainer, pl_module, batch, outputs, "val")
 
     def _draw(

@@ -11,7 +11,7 @@ _SPACING_S = 1.0
 _MOST_BATCHES = 100  # between two meetings, in case batches get slower
 
 
-class Agreement:
+class Processes:
     """Meetings of all processes on the CPU, through a gloo group of their own.
 
     One process decides alone, at each batch. Several meet about once a second, at the same batch:

@@ -4,32 +4,31 @@ import os
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
 from lightning_trainer.base.sampling import derive_seed, seed_generators
+from lightning_trainer.run.state import RunCallback, RunState
 
 
-class SeedEachStep(Callback):
+class SeedEachStep(RunCallback):
     """Seeds torch, numpy and Python's random before each batch by (seed, process, batch).
 
     A restart then needs no saved random state, a validation can't shift the random numbers of the
     training, and each process draws its own dropout. Costs about 20 us a batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
         self._seed = 0
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, *_: Any, **__: Any) -> None:
         """Reads the run's seed, which Lightning's seed_everything leaves in the environment."""
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Seeds by the number of batches so far, over all epochs."""
         self._seed_for(trainer, "train", trainer.fit_loop.total_batch_idx)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Seeds by the number of iterations so far."""
         self._seed_for(trainer, "val", trainer.global_step)
 

@@ -1,11 +1,27 @@
-"""Where the time of a run goes; shared by the callbacks that measure and those that tell."""
+"""RunState: what the callbacks of a run share."""
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lightning_trainer.run.processes import Processes
+from lightning_trainer.session.folder import Session
 
 
 @dataclass
 class RunTimes:
-    """Seconds of a run, over all its starts, and the newest duration of what recurs.
+    """Seconds of a run, over all its starts.
+
+    PrintProgress adds them; those of checkpoints are added by checkpoints/writing.py.
 
     Attributes:
         elapsed_s: Wall-clock time since training started.
@@ -29,21 +45,206 @@ class RunTimes:
     recent_validation_s: float = 0.0
     recent_checkpoint_s: float = 0.0
 
-    def state_dict(self) -> dict[str, float]:
-        """Plain numbers, for a checkpoint."""
-        return asdict(self)
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Goes on from those numbers."""
-        for name, value in state.items():
-            setattr(self, name, value)
+@dataclass(frozen=True)
+class Best:
+    """The best score so far.
 
-    def add_validation(self, seconds: float) -> None:
-        """Counts a validation."""
-        self.validation_s += seconds
-        self.recent_validation_s = seconds
+    Attributes:
+        name: Among the logged numbers, e.g. "val/accuracy".
+        mode: "max" if a higher score is better, else "min".
+        score: Its value.
+        iteration: Iterations done when it was reached.
+    """
 
-    def add_checkpoint(self, seconds: float) -> None:
-        """Counts a checkpoint."""
-        self.checkpoints_s += seconds
-        self.recent_checkpoint_s = seconds
+    name: str
+    mode: str
+    score: float
+    iteration: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The numbers of one log line.
+
+    Attributes:
+        iteration: Iterations done, i.e. optimiser steps.
+        n_iterations: Iterations of the whole run; infinite if it has no end.
+        examples_per_s: Of all processes together.
+        loss: Mean over the iterations since the last line.
+        elapsed_s: Since training started, earlier starts of the run included.
+        left_s: Until the end of the run.
+        fetch_ms: An iteration's wait for its batch, in the process that waits longest.
+        update_ms: An iteration's forward, backward and optimiser step.
+    """
+
+    iteration: int
+    n_iterations: float
+    examples_per_s: float
+    loss: float
+    elapsed_s: float
+    left_s: float
+    fetch_ms: float
+    update_ms: float
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A checkpoint that is being written.
+
+    Attributes:
+        names: What it will be known as.
+        iteration: Iterations done.
+        result: None, or the path that can't be written and the reason.
+    """
+
+    names: tuple[Path, ...]
+    iteration: int
+    result: "Future[tuple[Path, str] | None]"
+
+
+class LossSum:
+    """The losses of this process's batches, on the device, since some iteration.
+
+    Whoever adds or reads names that iteration. A sum since an earlier one is out of date: it counts
+    as empty, and the next loss begins a new sum.
+    """
+
+    def __init__(self) -> None:
+        self._sum = torch.tensor(0.0)
+        self._n_batches = self._since = 0
+
+    def restore(self, loss_sum: float, n_batches: int) -> None:
+        """Goes on from the sum of a checkpoint."""
+        self._sum, self._n_batches, self._since = torch.tensor(loss_sum), n_batches, 0
+
+    def move_to(self, device: torch.device) -> None:
+        """Puts the sum where the losses are."""
+        self._sum = self._sum.to(device)
+
+    def add(self, loss: Tensor, scale: int, since: int) -> None:
+        """Adds `scale` times the loss of a batch, a scalar."""
+        if since != self._since:
+            self._sum.zero_()
+            self._n_batches, self._since = 0, since
+        self._sum.add_(loss.reshape(()), alpha=scale)
+        self._n_batches += 1
+
+    def total(self, since: int) -> tuple[float, int]:
+        """The sum and the number of batches; waits for the device."""
+        return (self._sum.item(), self._n_batches) if since == self._since else (0.0, 0)
+
+    def mean(self, since: int) -> float:
+        """The mean loss; waits for the device."""
+        return (self._sum / max(self._n_batches, 1)).item() if since == self._since else 0.0
+
+
+@dataclass
+class RunState:
+    """What the callbacks of a run share. Each of them takes it, and nothing else.
+
+    A comment beside each group of fields names their one writer; everyone may read all of them.
+    What a callback wants of another one is a field here: no callback holds another.
+    """
+
+    # start/trainer.py, before the callbacks are made
+    session: Session
+    settings: Mapping[str, Any] = field(default_factory=dict)  # as plain types, without secrets
+    save_minutes: float = 10.0  # at most so many minutes of training are lost at a crash
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    saves: bool = True  # whether any checkpoints are written
+    restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
+    processes: Processes = field(default_factory=Processes)
+
+    # KeepState
+    iteration: int = 0  # iterations, i.e. optimiser steps, that are done
+    stepped: int = 0  # how many of them the batch that ends has added
+    losses: LossSum = field(default_factory=LossSum)  # since `window_start`
+    goes_on: bool = False  # whether training goes on from a checkpoint
+    n_processes_before: int | None = None  # that took part in that checkpoint
+
+    # ValidationSchedule
+    n_iterations: float = math.inf  # of the whole run
+    validated: bool = True  # False while `iteration` lacks a validation that is due
+
+    # ReportEvaluation
+    improved: bool = False  # whether the newest validation was the best
+    newest_best: Best | None = None
+    best_before: Best | None = None  # the one before `newest_best`
+
+    # PrintProgress
+    line: Progress | None = None  # the newest log line
+    times: RunTimes = field(default_factory=RunTimes)
+
+    # checkpoints/finite.py
+    skipped_at: int = 0  # the newest iteration at which training went back to last.ckpt
+    n_skips: int = 0  # how often it did so without a newer checkpoint
+
+    # StopOnSignal
+    stop_signal: int = 0  # the signal by which the run shall end, on all processes alike
+
+    # SaveCheckpoints
+    lacks_validation: bool = False  # whether the newest last.ckpt was written before one
+
+    # checkpoints/writing.py
+    writing: Writing | None = None
+    saved_iteration: int = 0  # of last.ckpt
+    save_failure: str = ""  # why the newest last.ckpt could not be written
+    unsaved_best: int | None = None  # iteration of a best checkpoint that could not be written
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
+
+    _of_trainer: ClassVar["WeakKeyDictionary[pl.Trainer, RunState]"] = WeakKeyDictionary()
+
+    @property
+    def best(self) -> Best | None:
+        """The best score so far whose weights are kept."""
+        newest = self.newest_best
+        lost = newest is not None and newest.iteration == self.unsaved_best
+        return self.best_before if lost else newest
+
+    @property
+    def complete(self) -> bool:
+        """Whether `iteration`, as it is saved, needs no validation any more."""
+        return self.validated and not self.lacks_validation
+
+    @property
+    def window_start(self) -> int:
+        """The iteration since which losses count: that of the newest line, or of going back."""
+        return max(self.line.iteration if self.line else 0, self.skipped_at)
+
+    def attach(self, trainer: pl.Trainer) -> None:
+        """Lets `of` find it by the trainer."""
+        self._of_trainer[trainer] = self
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer, reader: object) -> "RunState":
+        """The state of a trainer's run, for a callback that a config adds.
+
+        Raises:
+            TypeError: If the trainer was not made by the command line.
+        """
+        if trainer not in cls._of_trainer:
+            raise TypeError(
+                f"`{type(reader).__name__}` needs a run of the command line: a `pl.Trainer` of "
+                "your own has none of the callbacks that it reads"
+            )
+        return cls._of_trainer[trainer]
+
+
+RULE = "-" * 82  # between the blocks of the log
+
+
+class RunCallback(Callback):
+    """A built-in callback.
+
+    Args:
+        run: Shared by all callbacks of a run.
+    """
+
+    def __init__(self, run: RunState) -> None:
+        self.run = run
+
+
+def in_training(trainer: pl.Trainer) -> bool:
+    """Whether this is `fit`, and not its check before training."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking

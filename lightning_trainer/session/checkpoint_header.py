@@ -38,3 +38,12 @@ class _Structure(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> None:
         """Leaves a tensor's data where it is."""
+
+
+KEY = "lightning_trainer"  # where a checkpoint holds all state of the layer
+VERSION = 1
+
+
+def layer_state(checkpoint: Any) -> dict[str, Any]:
+    """The layer's part of a checkpoint."""
+    return dict(checkpoint.get(KEY) or {})

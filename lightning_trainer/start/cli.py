@@ -27,8 +27,13 @@ from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
 from lightning_trainer.checkpoints.restart import Restart, dump_settings, reach
 from lightning_trainer.commands.options import option_values, split_configs
-from lightning_trainer.internals import NoProfiler, skip_empty_hooks, without_asking_for_gpus
+from lightning_trainer.internals import (
+    skip_empty_hooks,
+    without_asking_for_gpus,
+    without_profiler,
+)
 from lightning_trainer.report.loggers import MetricsFile, SessionTensorBoard
+from lightning_trainer.run.state import RunState
 from lightning_trainer.session.environment import (
     describe_environment,
     job_id,
@@ -253,26 +258,27 @@ class SessionCLI(LightningCLI):
         if trainer.strategy == "auto" and n_processes(self.settings["trainer"]) > 1:
             timeout = timedelta(minutes=config.timeout_minutes)
             kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
-        callbacks = all_callbacks(
+        run = RunState(
             self.session,
             self.settings,
             config.save_minutes,
             config.on_non_finite,
-            checkpoints=trainer.enable_checkpointing is not False and not trainer.fast_dev_run,
-            added=_as_list(trainer.callbacks),
+            saves=trainer.enable_checkpointing is not False and not trainer.fast_dev_run,
+            restored_iteration=self.restart.iteration if self.restart else 0,
         )
         if trainer.profiler is None:
-            kwargs["profiler"] = NoProfiler()
+            kwargs["profiler"] = without_profiler()
         try:
             made = super().instantiate_trainer(
                 logger=[*own_loggers, *_as_list(trainer.logger)],
-                callbacks=callbacks,
+                callbacks=all_callbacks(run, _as_list(trainer.callbacks)),
                 plugins=[AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
                 default_root_dir=trainer.default_root_dir or str(self.session.path),
                 **kwargs,
             )
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
+        run.attach(made)
         skip_empty_hooks(made.callbacks)  # type: ignore[attr-defined]
         profiler: Any = made.profiler  # type: ignore[attr-defined]
         if trainer.profiler is not None and not profiler.filename and not self._is_guest:

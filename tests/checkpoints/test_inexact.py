@@ -6,6 +6,8 @@ from conftest import TinyData, TinyModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_trainer.checkpoints.inexact import WarnOfInexactRestart
+from lightning_trainer.run.state import RunState
+from lightning_trainer.session.folder import Session
 
 
 class OwnLoaderData(TinyData):
@@ -58,14 +60,12 @@ class TwoProcesses:
 
 
 def test_another_number_of_processes_is_told(capsys):
-    callback = WarnOfInexactRestart()
-    callback.on_load_checkpoint(TwoProcesses(), TinyModule(), {"losses": [(0.0, 0)]})
-    callback.on_train_start(TwoProcesses(), TinyModule())
-    callback.on_train_start(TwoProcesses(), TinyModule())
+    run = RunState(Session(), goes_on=True, n_processes_before=1)
+    WarnOfInexactRestart(run).on_train_start(TwoProcesses(), TinyModule())
     [line] = capsys.readouterr().err.splitlines()
     assert "2 processes take part instead of 1; the training data" in line
 
 
 def test_a_new_run_warns_of_nothing(capsys):
-    WarnOfInexactRestart().on_train_start(TwoProcesses(), TinyModule())
+    WarnOfInexactRestart(RunState(Session())).on_train_start(TwoProcesses(), TinyModule())
     assert capsys.readouterr().err == ""

@@ -7,6 +7,7 @@ from matplotlib.image import imread
 
 from lightning_trainer.report import curves
 from lightning_trainer.report.curves import DrawCurves
+from lightning_trainer.run.state import Best, RunState
 from lightning_trainer.session import picture as session_picture
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.picture import draw_session
@@ -83,12 +84,13 @@ def test_none_is_begun_while_one_is_drawn_and_the_newest_is_drawn_at_the_end(
             return None, ""
 
     monkeypatch.setattr(curves.subprocess, "Popen", Process)
-    report = SimpleNamespace(best_score=None, best_iteration=0)
+    run = RunState(Session(tmp_path))
     state = SimpleNamespace(fn="fit")
     trainer = SimpleNamespace(state=state, sanity_checking=False, is_global_zero=True)
     module = SimpleNamespace(score_key="val/accuracy")
-    callback = DrawCurves(Session(tmp_path), report)
-    for report.best_iteration, report.best_score in ((1, 0.1), (2, 0.2), (3, 0.3)):
+    callback = DrawCurves(run)
+    for iteration, score in ((1, 0.1), (2, 0.2), (3, 0.3)):
+        run.newest_best = Best("val/accuracy", "max", score, iteration)
         callback.on_validation_end(trainer, module)
     assert begun == [["0.1", "1"]]
     callback.teardown(trainer, module, "fit")

@@ -188,7 +188,7 @@ def fit(run, config, code, sessions, monkeypatch):
 def test_no_file_of_a_session_holds_a_secret(fit):
     assert holders(fit) == set()
     settings = yaml.safe_load((fit / "config.yaml").read_text())
-    assert torch.load(fit / "checkpoints/last.ckpt")["session_config"] == settings
+    assert torch.load(fit / "checkpoints/last.ckpt")["lightning_trainer"]["settings"] == settings
     data = settings["data"]["init_args"]
     assert data["password"] == data["api_key"] == data["url"] == NOT_STORED
     command = yaml.safe_load((fit / "environment.yaml").read_text())["command"]

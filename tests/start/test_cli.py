@@ -679,7 +679,7 @@ def test_what_is_no_checkpoint_is_named(run, config, sessions, tmp_path, write, 
 
 def test_a_checkpoint_without_settings_needs_a_config(run, whole, tmp_path):
     checkpoint = torch.load(whole / "checkpoints" / "last.ckpt")
-    del checkpoint["session_config"]
+    del checkpoint["lightning_trainer"]["settings"]
     (tmp_path / "a" / "b").mkdir(parents=True)
     torch.save(checkpoint, tmp_path / "a" / "b" / "x.ckpt")
     code, _, err = run("fit", "--ckpt_path", tmp_path / "a" / "b" / "x.ckpt")

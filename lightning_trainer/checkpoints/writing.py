@@ -1,0 +1,105 @@
+"""Writes one checkpoint under its names, at once or while training goes on."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import lightning.pytorch as pl
+
+from lightning_trainer.checkpoints.files import (
+    AtomicCheckpointIO,
+    give_second_name,
+    publish,
+    remove_unused,
+    unused_name,
+)
+from lightning_trainer.run.state import RunState, Writing
+
+
+def goes_on_meanwhile(trainer: pl.Trainer) -> bool:
+    """Whether training goes on while a checkpoint is written.
+
+    A copy of the weights is kept on the host for that. On the CPU it would be a second one.
+    """
+    return trainer.strategy.root_device.type != "cpu"
+
+
+def begin(trainer: pl.Trainer, run: RunState) -> None:
+    """Notes what is saved when training starts, and removes what a kill within a write has left."""
+    run.saved_iteration = trainer.global_step
+    folder = run.session.last_checkpoint.parent
+    if trainer.is_global_zero and folder.exists():
+        remove_unused(folder)
+
+
+def write(trainer: pl.Trainer, run: RunState, *names: Path) -> bool:
+    """Writes a checkpoint under each name; whether that succeeded, or may still do.
+
+    All processes meet here. A thread writes, of the first process only.
+    """
+    finish(trainer, run)
+    started_s = perf_counter()
+    meanwhile = goes_on_meanwhile(trainer)
+    io = trainer.strategy.checkpoint_io
+    own = isinstance(io, AtomicCheckpointIO)
+    part = trainer.strategy.broadcast(unused_name(names[0]))
+    with io.put_off(meanwhile) if own else contextlib.nullcontext([]) as writes:  # type: ignore[attr-defined]
+        trainer.save_checkpoint(part)
+    steps = [(names[0], step) for step in (*writes, partial(publish, part, names[0]))]
+    steps += [(name, partial(give_second_name, names[0], name)) for name in names[1:]]
+    result = run.writer.submit(_take, steps if trainer.is_global_zero else [])
+    run.writing = Writing(names, trainer.global_step, result)
+    written = meanwhile or finish(trainer, run)
+    run.times.recent_checkpoint_s = perf_counter() - started_s
+    run.times.checkpoints_s += run.times.recent_checkpoint_s
+    return written
+
+
+def finish(trainer: pl.Trainer, run: RunState) -> bool:
+    """Waits for the one that is being written; whether it succeeded, on all processes alike."""
+    if run.writing is None:
+        return True
+    writing, run.writing = run.writing, None
+    results = run.processes.gather(writing.result.result())
+    failed, reason = next(filter(None, results), (None, ""))
+    if failed:
+        run.save_failure = f"{failed} can't be written: {reason}"
+        if trainer.is_global_zero:
+            print(
+                f"error: {run.save_failure}. Training goes on and tries again later; last.ckpt is "
+                f"still that of iteration {run.saved_iteration}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if failed == run.session.best_checkpoint:
+            run.unsaved_best = writing.iteration
+    elif run.session.last_checkpoint in writing.names:
+        run.save_failure = ""
+        run.saved_iteration = writing.iteration
+    return not failed
+
+
+def raise_failure(run: RunState) -> None:
+    """Fails where the newest last.ckpt could not be written.
+
+    Raises:
+        OSError: Says how far last.ckpt has come.
+    """
+    if run.save_failure:
+        raise OSError(
+            f"{run.save_failure}. Make room or give another `output_path`; what is saved is that "
+            f"of iteration {run.saved_iteration}"
+        )
+
+
+def _take(steps: Sequence[tuple[Path, Callable[[], None]]]) -> tuple[Path, str] | None:
+    """Takes the steps that make some files; returns which file can't be made, and why."""
+    for path, step in steps:
+        try:
+            step()
+        except OSError as ex:
+            return path, ex.strerror or str(ex)
+    return None

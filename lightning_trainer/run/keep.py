@@ -1,0 +1,68 @@
+"""Counts iterations, sums losses, and puts what the callbacks share into each checkpoint."""
+
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_trainer.base.results import loss_of
+from lightning_trainer.run.state import RunCallback
+from lightning_trainer.session.checkpoint_header import KEY, VERSION, layer_state
+from lightning_trainer.session.secrets import scrub
+
+
+class KeepState(RunCallback):
+    """Keeps what the other callbacks read: comes before all that do.
+
+    All state of the layer lies in a checkpoint under one key. Here its part of the run is written;
+    PrintProgress adds the times, KeepTrainMetrics the metrics, ApplyChangedSettings the optimiser's
+    settings.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on from this process's losses, or from the first one's if their number changed."""
+        run, losses = self.run, layer_state(checkpoint).get("losses")
+        run.goes_on = True
+        run.n_processes_before = len(losses) if losses else None
+        if losses:
+            same = len(losses) == trainer.world_size
+            run.losses.restore(*losses[trainer.global_rank if same else 0])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes the state, and leaves secrets out of what Lightning has added.
+
+        All processes meet here, and wait for the device.
+        """
+        run = self.run
+        checkpoint[KEY] = {
+            "version": VERSION,
+            "settings": dict(run.settings),
+            "validated": run.complete,
+            "best": asdict(run.best) if run.best else None,
+            "losses": run.processes.gather(run.losses.total(run.window_start)),
+        }
+        for key in {"hyper_parameters", "datamodule_hyper_parameters"} & checkpoint.keys():
+            checkpoint[key] = scrub(checkpoint[key])
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.run.iteration, self.run.stepped = trainer.global_step, 0
+        self.run.losses.move_to(trainer.strategy.root_device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any
+    ) -> None:
+        """Counts the iteration, and adds the loss as it was before Lightning divided it."""
+        run, step = self.run, trainer.global_step
+        run.stepped, run.iteration = step - run.iteration, step
+        loss = loss_of(outputs)
+        if loss is not None:
+            automatic = pl_module.automatic_optimization
+            scale = trainer.accumulate_grad_batches if automatic else 1
+            run.losses.add(loss, scale, run.window_start)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.run.goes_on = False

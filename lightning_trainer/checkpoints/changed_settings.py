@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_trainer.session.folder import differences
+from lightning_trainer.session.settings import differences
 
 
 class ApplyChangedSettings(Callback):

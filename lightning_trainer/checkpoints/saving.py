@@ -25,7 +25,7 @@ from lightning_trainer.report.evaluation import RULE, ReportEvaluation
 from lightning_trainer.run.processes import Agreement
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.state import RunTimes
-from lightning_trainer.session.folder import CONFIG_KEY, Session
+from lightning_trainer.session.folder import Session
 from lightning_trainer.session.secrets import scrub
 
 
@@ -121,7 +121,7 @@ class SaveCheckpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the settings, and leaves secrets out of those that Lightning has added."""
-        checkpoint[CONFIG_KEY] = dict(self.config)
+        checkpoint["session_config"] = dict(self.config)
         for key in {"hyper_parameters", "datamodule_hyper_parameters"} & checkpoint.keys():
             checkpoint[key] = scrub(checkpoint[key])
 

@@ -37,7 +37,7 @@ class DrawCurves(Callback):
         """Begins to draw."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        module = "lightning_trainer.session.picture"
+        module = "lightning_trainer.session.drawing"
         self._command = [sys.executable, "-m", module, str(self.session.path), pl_module.score_key]
         if self.report.best_score is not None:
             self._command += [str(self.report.best_score), str(self.report.best_iteration)]

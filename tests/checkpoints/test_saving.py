@@ -16,7 +16,8 @@ from test_exact_restart import Killed, kill_at, result, same
 
 from lightning_trainer.checkpoints import saving as checkpoints
 from lightning_trainer.checkpoints.files import copy_to_host
-from lightning_trainer.session.folder import CONFIG_KEY, Session
+from lightning_trainer.session.checkpoint_header import KEY, layer_state
+from lightning_trainer.session.folder import Session
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_checkpoints_load_with_weights_only_and_carry_the_settings(run, config, 
     for name in ("best", "last"):
         file = sessions()[0] / "checkpoints" / f"{name}.ckpt"
         checkpoint = torch.load(file, weights_only=True)
-        assert checkpoint[CONFIG_KEY] == settings
+        assert layer_state(checkpoint)["settings"] == settings
 
 
 def test_the_place_of_the_best_model_is_told_at_each_new_best(
@@ -334,8 +335,8 @@ def test_what_is_written_meanwhile_is_what_was_when_it_began(
     assert same(result(late), result(waited_for))
     best = [torch.load(session / "checkpoints/best.ckpt") for session in (waited_for, late)]
     for checkpoint in best:
-        for key in ("callbacks", CONFIG_KEY):
-            checkpoint.pop(key)
+        for key in ("callbacks", "session_config", KEY):
+            checkpoint.pop(key, None)
     assert same(*best)
 
 

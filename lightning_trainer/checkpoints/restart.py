@@ -68,8 +68,7 @@ class Restart:
             target, passed_over = session.find_checkpoint(command != "fit")
         elif fault := find_fault(target):
             raise ValueError(f"`--ckpt_path` is {path!r}, which {fault}{_others(session, target)}")
-        header = read_header(target)
-        at = progress(header)
+        at = progress(header := read_header(target))
         if new_session:
             return cls(target, None, *at, {}, passed_over)
         config = session.read_config() if session else None

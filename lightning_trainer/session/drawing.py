@@ -45,8 +45,8 @@ def draw_curves(
 
     Args:
         numbers: Curves by the session's label, by the number's name.
-        smooth: Weight of what came before in a moving mean, from 0 to below 1; above 0 the curve
-            as it is stays visible, faintly.
+        smooth: Weight of the values before in a moving mean, from 0 to below 1; above 0 the curve
+            itself is drawn faintly.
         output: The file; its ending says of which kind it is.
         marks: Iteration and value of a point to mark, by the number's name.
 
@@ -55,22 +55,20 @@ def draw_curves(
         ValueError: If there is no such kind of file.
     """
     labels = list(dict.fromkeys(label for curves in numbers.values() for label in curves))
-    n_columns = min(len(numbers), 2)
-    n_rows = math.ceil(len(numbers) / n_columns)
+    n_columns, n_rows = min(len(numbers), 2), math.ceil(len(numbers) / 2)
     beside = len(labels) > _FEW_CURVES
     size = (5.5 * n_columns + 2.0 * beside, 3.8 * n_rows)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     lines: dict[str, Line2D] = {}
     for n, (name, curves) in enumerate(numbers.items(), start=1):
-        axes = figure.add_subplot(n_rows, n_columns, n)
-        _prepare(axes, name)
+        axes = _label(figure.add_subplot(n_rows, n_columns, n), name)
         for label, curve in curves.items():
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
         if marks and name in marks:
             _mark(axes, *marks[name])
     figure.legend(
-        [lines[label] for label in labels],
-        labels,
+        [*lines.values()],
+        [*lines],
         loc="outside right upper" if beside else "outside upper center",
         ncols=1 if beside else len(labels),
         handlelength=3,
@@ -79,10 +77,11 @@ def draw_curves(
     figure.savefig(output)
 
 
-def _prepare(axes: Axes, name: str) -> None:
+def _label(axes: Axes, name: str) -> Axes:
     axes.set(xlabel="iteration", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
     axes.grid(alpha=0.3)
+    return axes
 
 
 def _draw_curve(axes: Axes, curve: Curve, smooth: float, n: int) -> Line2D:

@@ -315,9 +315,12 @@ def test_markdown_aligns_numbers_at_their_right():
 
 def test_in_a_terminal_no_line_is_wider_than_it(experiments, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # it would win over the terminal's own width
+    environment = dict(os.environ)  # without what the readline library has put there behind Python
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 60, 0, 0))
-    process = start_process("sessions", experiments, stdout=follower, stderr=follower)
+    process = start_process(
+        "sessions", experiments, stdout=follower, stderr=follower, env=environment
+    )
     os.close(follower)
     out = b""
     with contextlib.suppress(OSError):  # the way in which a pty ends

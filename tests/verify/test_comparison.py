@@ -158,8 +158,8 @@ def test_sessions_that_differ_in_times_and_order_of_columns_only_are_equal(refer
         "lr_schedulers.0.last_epoch",
         "lr_schedulers.0._last_lr",
         "global_step",
-        "loops.fit_loop.state_dict.combined_loader.0.samples",
         "lightning_trainer.best.score",
+        "loops.fit_loop.state_dict.combined_loader.0.samples",
     ]
 
 

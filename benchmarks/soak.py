@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from lightning_trainer.session.folder import find_fault
+from lightning_trainer.session.checkpoint_header import find_fault
 from lightning_trainer.verify.comparison import compare
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 import yaml
 
-START = "Session: somewhere\nParameters: 9 (trainable: 9)\n"
+from lightning_trainer.session.checkpoint_header import KEY
+from lightning_trainer.session.run_record import RunRecord
+
+TIMES = {"elapsed_s": 1800.0, "examples": 5000, "iterations_s": 10.0}
 
 
 def make_session(
@@ -17,12 +20,12 @@ def make_session(
     *,
     second: int = 0,
     rows: list[Mapping[str, Any]] | None = None,
-    log: str = START,
+    run: Mapping[str, Any] | None = None,
     checkpoint: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     max_steps: int = 100,
 ) -> Path:
-    """A folder as a run of `max_steps` iterations leaves it."""
+    """A folder as a run of `max_steps` iterations leaves it; run.json has the fields of `run`."""
     path = folder / f"session_node1_2024_02_29_12_00_{second:02d}_{tag}"
     path.mkdir(parents=True)
     config = {
@@ -40,7 +43,9 @@ def make_session(
         "git_dirty": False,
     }
     path.joinpath("environment.yaml").write_text(yaml.safe_dump(environment))
-    path.joinpath("log.txt").write_text(log)
+    path.joinpath("log.txt").write_text("Session: somewhere\n")
+    if run is not None:
+        make_run(**run).write(path)
     if rows:
         names = dict.fromkeys(["step", *(name for row in rows for name in row)])
         with path.joinpath("metrics.csv").open("w", newline="") as file:
@@ -53,15 +58,19 @@ def make_session(
     return path
 
 
+def make_run(**fields: Any) -> RunRecord:
+    """What run.json holds of a run that has ended at iteration 40."""
+    score = {"name": "val/accuracy", "mode": "max", "best": 0.875, "iteration": 30}
+    known = {"command": "fit", "state": "finished", "iteration": 40, "score": score}
+    return RunRecord(**{**known, "times": {**TIMES, "elapsed_s": 5400.0}, **fields})
+
+
 def make_checkpoint(iteration: int, *, validated: bool = True, **parts: Any) -> dict[str, Any]:
-    """What a checkpoint holds besides much else."""
-    callbacks = {
-        "ValidationSchedule": {"validated": validated},
-        "ReportEvaluation": {"best_score": 0.75, "best_iteration": 20},
-        "PrintProgress": {"times": {"elapsed_s": 1800.0, "examples": 5000, "iterations_s": 10.0}},
-    }
+    """What a checkpoint holds besides much else; `parts` are of this library's own state."""
+    best = {"name": "val/accuracy", "mode": "max", "score": 0.75, "iteration": 20}
+    state = {"version": 1, "validated": validated, "best": best, "times": TIMES, **parts}
     tensors = {"state_dict": {"w": torch.ones(3)}, "optimizer_states": [torch.zeros(2)]}
-    return {"global_step": iteration, "callbacks": callbacks, **tensors, **parts}
+    return {"global_step": iteration, KEY: state, **tensors}
 
 
 def scores(*values: float, spacing: int = 10) -> list[dict[str, Any]]:

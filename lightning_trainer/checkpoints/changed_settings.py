@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
-from lightning_trainer.session.folder import differences
+from lightning_trainer.session.settings import differences
 
 
 class ApplyChangedSettings(RunCallback):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_trainer.session.folder import find_fault
+from lightning_trainer.session.checkpoint_header import find_fault
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -8,7 +8,7 @@ import torch
 
 from lightning_trainer.checkpoints.averaging import load_average
 from lightning_trainer.run.state import RunCallback, RunState, in_training
-from lightning_trainer.session.checkpoint_header import read_header
+from lightning_trainer.session.checkpoint_header import reach
 
 _MOST_SKIPS = 3
 
@@ -57,7 +57,8 @@ def _react(trainer: pl.Trainer, run: RunState, what: str) -> None:
     if run.writing:
         run.writing.result.result()
     path, iteration = run.session.last_checkpoint, trainer.global_step
-    good = trainer.strategy.broadcast(read_header(path).get("global_step"))  # None if there is none
+    reached = trainer.strategy.broadcast(reach(path))  # a text if there is none
+    good = None if isinstance(reached, str) else reached[0]
     if good is not None and good > run.skipped_at:  # else it is what training went back to before
         run.n_skips = 0
     if run.on_non_finite == "stop" or run.n_skips == _MOST_SKIPS or good is None:

@@ -1,15 +1,16 @@
 """What `--ckpt_path` means: which checkpoint, which session, which settings."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
-from lightning_trainer.session.checkpoint_header import layer_state
-from lightning_trainer.session.folder import Session, find_fault
+from lightning_trainer.session.checkpoint_header import (
+    find_fault,
+    layer_state,
+    progress,
+    read_header,
+)
+from lightning_trainer.session.folder import Session
 
 
 @dataclass
@@ -64,15 +65,14 @@ class Restart:
                     f"`--ckpt_path` is {path!r}, a folder without a config.yaml: give a session "
                     "folder (session_...) or a checkpoint file"
                 )
-            target, passed_over = session.find_checkpoint(command != "fit", reach)
+            target, passed_over = session.find_checkpoint(command != "fit")
         elif fault := find_fault(target):
             raise ValueError(f"`--ckpt_path` is {path!r}, which {fault}{_others(session, target)}")
-        header = read_header(target)
-        at = _iteration(header)
+        at = progress(header := read_header(target))
         if new_session:
             return cls(target, None, *at, {}, passed_over)
         config = session.read_config() if session else None
-        config = config or layer_state(header).get("settings")  # which a checkpoint carries too
+        config = config or layer_state(header).get("settings")  # a checkpoint carries them too
         if not config:
             raise ValueError(
                 f"`--ckpt_path` is {path!r}, which lies in no session folder and does not carry "
@@ -81,56 +81,7 @@ class Restart:
         return cls(target, session, *at, config, passed_over)
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """A checkpoint without reading its tensors, which stay on the disk.
-
-    Raises:
-        ValueError: If it is no whole checkpoint of Lightning.
-    """
-    file = path / "meta.pt" if path.is_dir() else path
-    try:
-        header = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        if "global_step" in header and ("state_dict" in header or path.is_dir()):
-            return dict(header)
-        reason = "it has no training state, only " + ", ".join(list(header)[:5])
-    except Exception as ex:  # torch raises many kinds for a damaged or foreign file
-        reason = f"{type(ex).__name__}: {ex}".splitlines()[0]
-    raise ValueError(
-        f"{path} can't be read as a checkpoint of Lightning (truncated, damaged or foreign): "
-        f"{reason}"
-    )
-
-
 def _others(session: Session | None, path: Path) -> str:
     checkpoints = (session.last_checkpoint, session.best_checkpoint) if session else ()
     others = [str(c) for c in checkpoints if c.exists() and not c.samefile(path)]
     return f". There is also {' and '.join(others)}" if others else ""
-
-
-def _iteration(header: dict[str, Any]) -> tuple[int, bool]:
-    """Iterations done, and whether a validation that was due there has run."""
-    return header["global_step"], layer_state(header).get("validated", True)
-
-
-def reach(path: Path) -> tuple[int, bool] | str:
-    """How far a checkpoint has come, or why that can't be read."""
-    try:
-        return _iteration(read_header(path))
-    except ValueError:
-        return find_fault(path) or "is no checkpoint of Lightning"
-
-
-def dump_settings(settings: dict[str, Any]) -> str:
-    """Settings as YAML that jsonargparse reads back as they are."""
-    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text such as 3e-3, a float to jsonargparse but not to PyYAML."""
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)

@@ -15,7 +15,7 @@ from lightning_trainer.commands.columns import short_names, shown_columns
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.sessions import find_sessions, format_records, terminal_width
 from lightning_trainer.commands.table import Column, format_table
-from lightning_trainer.session.metrics_csv import Curve, Curves
+from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 from lightning_trainer.session.record import Record
 
 _DESCRIPTION = (
@@ -69,10 +69,10 @@ def compare(argv: list[str]) -> int:
         curves = read_curves(records, options.number)
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
-    from lightning_trainer.session.drawing import draw  # matplotlib takes half a second
+    from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
 
     try:
-        draw(curves, options.smooth, options.output)
+        draw_curves(curves, options.smooth, options.output)
     except (OSError, ValueError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else ex
         parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
@@ -157,8 +157,8 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
     """
     scores = [record.score_name for record in records if record.score_name]
     wanted = list(dict.fromkeys(names or ["train/loss", *scores]))
-    files = [Curves(record.path / "metrics.csv") for record in records]
-    read = dict(zip(_labels(records), (file.read(wanted) for file in files), strict=True))
+    files = [MetricsReader(record.path / "metrics.csv") for record in records]
+    read = dict(zip(_labels(records), (file.curves(wanted) for file in files), strict=True))
     logged = list(dict.fromkeys(name for file in files for name in file.names))
     drawn = {
         name: {

@@ -29,7 +29,7 @@ class DrawCurves(RunCallback):
         """Begins to draw."""
         if not in_training(trainer) or not trainer.is_global_zero:
             return
-        module = "lightning_trainer.session.picture"
+        module = "lightning_trainer.session.drawing"
         folder, best = str(self.run.session.path), self.run.best
         self._command = [sys.executable, "-m", module, folder, pl_module.score_key]
         if best is not None:

@@ -28,7 +28,9 @@ class ReportEvaluation(LogResults, RunCallback):
         self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         best = layer_state(checkpoint).get("best")
-        self.run.newest_best = Best(**best) if best else None
+        if best:  # one of 0.1.0 has neither name nor mode
+            name, mode = best["name"] or pl_module.score_key, best["mode"] or pl_module.score_mode
+            self.run.newest_best = Best(name, mode, best["score"], best["iteration"])
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Forgets a best score of another session, whose weights are not here."""

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_trainer.report.loggers import SessionTensorBoard
 from lightning_trainer.run.state import RunCallback, RunState, in_training
+from lightning_trainer.session.settings import flatten
 
 
 class LogHyperParameters(RunCallback):
@@ -21,7 +22,7 @@ class LogHyperParameters(RunCallback):
 
     def __init__(self, run: RunState) -> None:
         super().__init__(run)
-        self._parameters = _flatten(run.settings)
+        self._parameters = _chosen(run.settings)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Logs the files and settings as they are at this start; to added loggers these once."""
@@ -63,18 +64,16 @@ def _charts(score_key: str) -> dict[str, dict[str, list[Any]]]:
     return {"train, val, test": charts}
 
 
-def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that make runs differ, named as on the command line: `model.learning_rate`."""
-    parameters = {"seed_everything": config.get("seed_everything")}
-    for group in ("model", "data"):
-        settings = config.get(group, {})
-        parameters[group] = settings.get("class_path")
-        for name, value in settings.get("init_args", {}).items():
-            if name not in _HOW:
-                parameters[f"{group}.{name}"] = value
-    for name in _TRAINER_SETTINGS:
-        parameters[f"trainer.{name}"] = config.get("trainer", {}).get(name)
-    return parameters
+    settings = flatten(config)
+    of_classes = {
+        name.removesuffix(".class_path"): value
+        for name, value in settings.items()
+        if name.startswith(("model.", "data.")) and name.split(".")[1] not in _HOW
+    }
+    of_trainer = {f"trainer.{name}": settings.get(f"trainer.{name}") for name in _TRAINER_SETTINGS}
+    return {"seed_everything": settings.get("seed_everything"), **of_classes, **of_trainer}
 
 
 # How a model is trained and shown, not what it learns.

@@ -153,6 +153,7 @@ class RunState:
     save_minutes: float = 10.0  # at most so many minutes of training are lost at a crash
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written
+    is_sessions_own: bool = True  # False for a test of a session that was trained
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
 

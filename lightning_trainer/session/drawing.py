@@ -1,10 +1,19 @@
-"""Curves over each other, of several sessions or of one, in a picture that can be printed."""
+"""Curves over each other, of several sessions or of one, in a picture that can be printed.
 
-import itertools
+A run draws its curves.png in a process of its own, because matplotlib takes about a second:
+
+python -m lightning_trainer.session.drawing FOLDER val/accuracy 0.981 300
+"""
+
 import math
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    os.nice(19)  # before the slow imports: training goes on as before
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lightning_trainer.session.metrics_csv import Curve
+from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 
 Array = NDArray[Any]
 
@@ -26,7 +35,7 @@ _FEW_POINTS = 30
 _FEW_CURVES = 4
 
 
-def draw(
+def draw_curves(
     numbers: Mapping[str, Mapping[str, Curve]],
     smooth: float,
     output: Path,
@@ -36,8 +45,8 @@ def draw(
 
     Args:
         numbers: Curves by the session's label, by the number's name.
-        smooth: Weight of what came before in a moving mean, from 0 to below 1; above 0 the curve
-            as it is stays visible, faintly.
+        smooth: Weight of the values before in a moving mean, from 0 to below 1; above 0 the curve
+            itself is drawn faintly.
         output: The file; its ending says of which kind it is.
         marks: Iteration and value of a point to mark, by the number's name.
 
@@ -46,24 +55,20 @@ def draw(
         ValueError: If there is no such kind of file.
     """
     labels = list(dict.fromkeys(label for curves in numbers.values() for label in curves))
-    n_columns = min(len(numbers), 2)
-    n_rows = math.ceil(len(numbers) / n_columns)
+    n_columns, n_rows = min(len(numbers), 2), math.ceil(len(numbers) / 2)
     beside = len(labels) > _FEW_CURVES
     size = (5.5 * n_columns + 2.0 * beside, 3.8 * n_rows)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     lines: dict[str, Line2D] = {}
     for n, (name, curves) in enumerate(numbers.items(), start=1):
-        axes = figure.add_subplot(n_rows, n_columns, n)
-        axes.set(xlabel="iteration", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
-        axes.grid(alpha=0.3)
+        axes = _label(figure.add_subplot(n_rows, n_columns, n), name)
         for label, curve in curves.items():
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
         if marks and name in marks:
             _mark(axes, *marks[name])
     figure.legend(
-        [lines[label] for label in labels],
-        labels,
+        [*lines.values()],
+        [*lines],
         loc="outside right upper" if beside else "outside upper center",
         ncols=1 if beside else len(labels),
         handlelength=3,
@@ -72,16 +77,24 @@ def draw(
     figure.savefig(output)
 
 
+def _label(axes: Axes, name: str) -> Axes:
+    axes.set(xlabel="iteration", ylabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
+    axes.grid(alpha=0.3)
+    return axes
+
+
 def _draw_curve(axes: Axes, curve: Curve, smooth: float, n: int) -> Line2D:
     """Draws the n-th session's curve; returns what the legend shows."""
     iterations, values = map(np.asarray, curve)
     colour, style = _COLOURS[n % len(_COLOURS)], _STYLES[n % len(_STYLES)]
     marker = _MARKERS[n % len(_MARKERS)] if len(values) <= _FEW_POINTS else ""
     if smooth:
-        axes.plot(*thin(iterations, values), color=colour, alpha=0.15, linewidth=0.8)
+        axes.plot(iterations, values, color=colour, alpha=0.15, linewidth=0.8)
         values = smoothen(values, smooth)
-    points = thin(iterations, values)
-    [line] = axes.plot(*points, color=colour, linestyle=style, marker=marker, markersize=3.5)
+    [line] = axes.plot(
+        iterations, values, color=colour, linestyle=style, marker=marker, markersize=3.5
+    )
     return line
 
 
@@ -94,7 +107,7 @@ def _mark(axes: Axes, iteration: int, value: float) -> None:
 def smoothen(values: Array, weight: float) -> Array:
     """The exponential moving mean, without the pull to zero that its first values would have.
 
-    A value that is no number stays one and has no part in the others.
+    NaN and infinity stay as they are and do not count.
     """
     smooth, mean, sum_of_weights = np.empty(len(values)), 0.0, 0.0
     for i, value in enumerate(values):
@@ -105,17 +118,34 @@ def smoothen(values: Array, weight: float) -> Array:
     return smooth
 
 
-def thin(iterations: Array, values: Array, n_stretches: int = 1000) -> tuple[Array, Array]:
-    """Lowest and highest value of each of so many stretches: about a picture's pixels.
+def draw_session(folder: Path, score_key: str, best: tuple[int, float] | None) -> None:
+    """Draws curves.png: loss and score of training and validation over the iterations.
 
-    No peak is lost, and a file of a million rows is drawn as fast as a short one.
+    Args:
+        folder: Of the session.
+        score_key: Name of the score, e.g. "val/accuracy".
+        best: Iteration and value of the best score, which is marked.
+
+    Raises:
+        OSError: If the file can't be written.
     """
-    if len(values) <= 2 * n_stretches:
-        return iterations, values
-    bounds = np.linspace(0, len(values), n_stretches + 1).astype(int)
-    kept: set[int] = set()
-    for start, end in itertools.pairwise(bounds):
-        stretch = values[start:end]
-        kept |= {start + int(stretch.argmin()), start + int(stretch.argmax())}
-    at = sorted(kept)
-    return iterations[at], values[at]
+    score = score_key.removeprefix("val/")
+    keys = {name: [f"train/{name}", f"val/{name}"] for name in ("loss", score)}
+    curves = MetricsReader(folder / "metrics.csv").curves([*keys["loss"], *keys[score]])
+    numbers = {
+        name: {key.removesuffix(f"/{name}"): curves[key] for key in of_modes if key in curves}
+        for name, of_modes in keys.items()
+    }
+    numbers = {name: of_modes for name, of_modes in numbers.items() if of_modes}
+    if numbers:
+        part = folder / "curves.tmp.png"
+        draw_curves(numbers, 0.0, part, {score: best} if best else {})
+        part.replace(folder / "curves.png")
+
+
+def _draw_of_arguments(folder: str, score_key: str, *best: str) -> None:
+    draw_session(Path(folder), score_key, (int(best[1]), float(best[0])) if best else None)
+
+
+if __name__ == "__main__":
+    _draw_of_arguments(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its contents, its checkpoints. Knows no Lightning."""
+"""The folder of a run: its name, its contents, its checkpoints."""
 
 import contextlib
 import itertools
@@ -9,15 +9,15 @@ import shlex
 import shutil
 import socket
 import sys
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-CONFIG_KEY = "session_config"  # where a checkpoint carries its session's settings
+from lightning_trainer.session.checkpoint_header import find_fault, reach
+from lightning_trainer.session.settings import differences, read_yaml, replace_text
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
 
@@ -74,7 +74,7 @@ class Session:
     def of_job(cls, output_path: str, job_id: str | None, command: str) -> "Session | None":
         """The newest session that a scheduler's job started by this command, if any."""
         for path in sorted(Path(output_path).glob("*/environment.yaml"), reverse=True):
-            recorded = _read_yaml(path) or {}
+            recorded = read_yaml(path) or {}
             if job_id and (recorded.get("job_id"), recorded.get("command")) == (job_id, command):
                 return cls(path.parent)
         return None
@@ -103,21 +103,19 @@ class Session:
         """What the terminal showed, of one process."""
         return self.path / (f"log_rank{rank}.txt" if rank else "log.txt")
 
-    def find_checkpoint(
-        self, best: bool, reach: Callable[[Path], tuple[int, bool] | str]
-    ) -> tuple[Path, list[str]]:
+    def find_checkpoint(self, best: bool) -> tuple[Path, list[str]]:
         """The checkpoint to test (`best`), or else to go on from.
 
         Args:
             best: Whether best.ckpt is wanted, and last.ckpt only if there is no other; else the one
                 that has come furthest.
-            reach: How far a checkpoint has come, by its header; as text why that can't be read.
 
         Returns:
             The path, and for each one that should have come before it, why it was passed over.
 
         Raises:
             FileNotFoundError: If there is none.
+            ValueError: If a newer version of this library has written one.
         """
         existing = [p for p in (self.best_checkpoint, self.last_checkpoint) if p.exists()]
         reached = {path: reach(path) for path in existing}
@@ -141,14 +139,14 @@ class Session:
 
     def read_config(self) -> dict[str, Any] | None:
         """What config.yaml holds; None if it is damaged."""
-        return _read_yaml(self.config)
+        return read_yaml(self.config)
 
     def write_config(self, text: str) -> None:
         """Writes config.yaml; an earlier one with other settings is kept as config_1.yaml, ..."""
         text = f"# python cli.py fit --config {self.config.name}\n{text}"
         if self.config.exists() and self.config.read_text() != text:
             shutil.copyfile(self.config, _unused(self.path, "config_{}.yaml"))
-        _replace_text(self.config, text)
+        replace_text(self.config, text)
 
     def record_environment(self, now: dict[str, Any], patch: str) -> list[str]:
         """Writes environment.yaml and, where the code differs from its commit, uncommitted.patch.
@@ -163,7 +161,7 @@ class Session:
         Returns:
             What differs from the first start, a line each.
         """
-        recorded = _read_yaml(self.environment)
+        recorded = read_yaml(self.environment)
         if recorded is None:
             recorded, changes = now, []
             self._write_patch(patch)
@@ -173,7 +171,7 @@ class Session:
                 now["patch"] = self._write_patch(patch)
                 changes.append(f"uncommitted changes: see {now['patch']}")
             recorded.setdefault("restarts", []).append(now)
-        _replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
+        replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
         return changes
 
     def _patches(self) -> str:
@@ -202,58 +200,10 @@ def check_tag(tag: str | None) -> None:
         )
 
 
-def find_fault(path: str | os.PathLike[str]) -> str | None:
-    """What is wrong with a checkpoint file, or None: each record in it has a CRC-32.
-
-    Reads all of it, about 1 GB/s. A folder (a sharded checkpoint) needs only its metadata, which is
-    written last.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            return None if path.joinpath("meta.pt").exists() else "was not written to its end"
-        if path.stat().st_size == 0:
-            return "is empty"
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        return damaged and f"is damaged: the checksum of `{damaged}` is wrong"
-    except PermissionError:
-        return "can't be read: permission denied"
-    except Exception:  # a damaged archive makes `zipfile` raise a dozen kinds
-        return "is truncated, damaged or no checkpoint"
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One line `a.b: old -> new` for each key, at any depth, whose value differs."""
-    lines: list[str] = []
-    for key in dict.fromkeys([*old, *new]):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines
-
-
 def go_on_command(command: str, path: Path) -> str:
     """What to type to run `command` (fit, test, ...) on a session folder."""
     script = os.path.relpath(sys.argv[0])
     return f"python {shlex.quote(script)} {command} --ckpt_path {shlex.quote(str(path))}"
-
-
-def _read_yaml(path: Path) -> dict[str, Any] | None:
-    """A mapping; None where there is none, e.g. because a disk was full."""
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:

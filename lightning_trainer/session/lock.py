@@ -71,6 +71,10 @@ class SessionLock:
                 return file.read().decode(errors="replace") or "another process"
         return None
 
+    def is_held_for(self, command: str) -> bool:
+        """Whether a process has it that took it for this command."""
+        return f" ({command}, since " in (self.holder() or "")
+
     def release(self) -> None:
         """Gives it back; a second call does nothing."""
         if self._file >= 0:

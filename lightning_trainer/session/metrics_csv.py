@@ -1,70 +1,170 @@
-"""The numbers in a session's metrics.csv: the newest ones, or whole columns."""
+"""metrics.csv: a row for each iteration at which anything was logged, a column for each name.
+
+The first column is `step`. Damaged lines are passed over: a kill leaves a last line without its
+end, a power cut leaves zeros.
+"""
 
 import contextlib
 import csv
-from collections.abc import Collection, Iterable, Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _TAIL_BYTES = 2**13
+_STEP = re.compile("[0-9]{1,18}")
 
 Curve = tuple[list[int], list[float]]  # iterations and values
 
 
-class Curves:
-    """Reads metrics.csv, which may be missing, damaged, or being written.
+class MetricsReader:
+    """Reads a metrics.csv, which may be missing, damaged, or being written.
 
-    Attributes:
-        names: What is logged, in the order of the file's columns.
+    Args:
+        path: The file.
+        ignored: Errors of the file system for which it counts as empty.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ignored: type[OSError] = OSError) -> None:
         self.path = path
-        self._columns: list[str] = []
-        with contextlib.suppress(OSError, csv.Error), path.open("rb") as file:
-            self._columns = next(_rows([file.readline()]), [])
-        self.names = [name for name in self._columns if name != "step"]
+        self._ignored = ignored
 
-    def newest(self, name: str) -> dict[str, float]:
-        """The newest value of a name, and the highest "step", from the end of the file only."""
-        newest: dict[str, float] = {}
-        wanted = (name, "step")
-        with contextlib.suppress(OSError, csv.Error), self.path.open("rb") as file:
-            file.seek(max(file.seek(0, 2) - _TAIL_BYTES, 0))
-            file.readline()  # the file's first line, or a part of one
-            for row in _rows(file):
-                # Not always the last row's: a test is logged at the best checkpoint's iteration.
-                highest = newest.get("step", 0.0)
-                newest |= self._numbers(row, wanted)
-                if newest:
-                    newest["step"] = max(newest["step"], highest)
-        return newest
+    @property
+    def names(self) -> list[str]:
+        """The logged names, in the order of the columns."""
+        return next(self._lines(), [])[1:]
 
-    def read(self, names: Collection[str]) -> dict[str, Curve]:
+    def rows(self) -> Iterator[dict[str, str]]:
+        """Each whole row, as texts by the names of the columns."""
+        lines = self._lines()
+        columns = next(lines, [])
+        for fields in lines:
+            yield dict(zip(columns, fields, strict=True))
+
+    def newest(self, name: str) -> tuple[int | None, float | None]:
+        """The highest step, and the newest value of a name, from the end of the file only."""
+        lines = self._lines(only_tail=True)
+        columns = next(lines, [])
+        step = value = None
+        for fields in lines:
+            # Not always the last row's: a test is logged at the best checkpoint's iteration.
+            step = max(int(fields[0]), step or 0)
+            if name in columns and (number := _number(fields[columns.index(name)])) is not None:
+                value = number
+        return step, value
+
+    def curves(self, names: Collection[str]) -> dict[str, Curve]:
         """The whole curves of some names; those without values are left out."""
+        lines = self._lines()
+        columns = next(lines, [])
+        places = [(columns.index(name), name) for name in {*names} & {*columns[1:]}]
         curves: dict[str, Curve] = {}
-        wanted = {*names, "step"}
-        with contextlib.suppress(OSError, csv.Error), self.path.open("rb") as file:
-            file.readline()
-            for row in _rows(file):
-                numbers = self._numbers(row, wanted)
-                for name in numbers.keys() - {"step"}:
+        for fields in lines:
+            for place, name in places:
+                if (number := _number(fields[place])) is not None:
                     iterations, values = curves.setdefault(name, ([], []))
-                    iterations.append(int(numbers["step"]))
-                    values.append(numbers[name])
+                    iterations.append(int(fields[0]))
+                    values.append(number)
         return curves
 
-    def _numbers(self, row: list[str], wanted: Collection[str]) -> dict[str, float]:
-        """The numbers of a row; none if it is damaged."""
-        numbers: dict[str, float] = {}
-        for name, text in zip(self._columns, row, strict=False):
-            if name in wanted:
-                with contextlib.suppress(ValueError):
-                    numbers[name] = float(text)
-        step = numbers.get("step", -1.0)
-        return numbers if step >= 0 and step.is_integer() else {}
+    def _lines(self, only_tail: bool = False) -> Iterator[list[str]]:
+        """The columns, then the fields of each whole row, or of the last ones."""
+        with contextlib.suppress(self._ignored), self.path.open("rb") as file:
+            columns = _split(file.readline())
+            if columns[:1] != ["step"]:
+                return
+            yield columns
+            start = file.tell()
+            if only_tail and file.seek(0, 2) - _TAIL_BYTES > start:
+                file.seek(-_TAIL_BYTES, 2)
+                file.readline()  # a part of one
+            else:
+                file.seek(start)
+            for line in file:
+                fields = _split(line)
+                if len(fields) == len(columns) and _STEP.fullmatch(fields[0]):
+                    yield fields
 
 
-def _rows(lines: Iterable[bytes]) -> Iterator[list[str]]:
-    """Whole rows: a kill in the middle of a write leaves a last line without its end."""
-    whole = (line for line in lines if line.endswith(b"\n"))
-    return csv.reader(line.replace(b"\0", b"").decode(errors="replace") for line in whole)
+def _split(line: bytes) -> list[str]:
+    """The fields of a line; none if it is damaged."""
+    if line.endswith(b"\n") and b"\0" not in line:
+        with contextlib.suppress(csv.Error, StopIteration):
+            return next(csv.reader([line.decode(errors="replace")]))
+    return []
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+class MetricsWriter:
+    """Writes a metrics.csv, or goes on with one.
+
+    A row is in the file at once. The file is written anew where a name is new.
+
+    Args:
+        path: The file.
+        purge_step: Rows from this step on, which an earlier start left, are dropped.
+    """
+
+    def __init__(self, path: Path, purge_step: int | None = None) -> None:
+        self.path = path
+        self._purge_step = purge_step
+        self._columns: list[str] = []
+        self._unwritten: list[dict[str, Any]] = []
+        self._last: dict[str, Any] = {}
+        self._last_offset = 0
+
+    def add(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Adds to the row of a step, which is the last one or new.
+
+        Raises:
+            OSError: If the row can't be written, e.g. on a full disk; the next call writes it too.
+        """
+        row = {"step": str(step), **numbers}
+        same_step = self._last.get("step") == row["step"]
+        self._last = row = {**self._last, **row} if same_step else row
+        try:
+            if self._columns and not self._unwritten and row.keys() <= {*self._columns}:
+                self._append(row, same_step)
+            else:
+                self._rewrite([*self._unwritten, row])
+            self._unwritten = []
+        except OSError:
+            self._unwritten = [*(r for r in self._unwritten if r["step"] != row["step"]), row]
+            raise
+
+    def _append(self, row: dict[str, Any], same_step: bool) -> None:
+        with self.path.open("r+", newline="") as file:
+            file.seek(self._last_offset if same_step else 0, 0 if same_step else 2)
+            file.truncate()
+            self._last_offset = file.tell()
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+    def _rewrite(self, new: list[dict[str, Any]]) -> None:
+        """Writes the file's rows and new ones, of which the first may go on with the last row."""
+        reader = MetricsReader(self.path, ignored=FileNotFoundError)
+        rows: list[dict[str, Any]] = [*reader.rows()]
+        if self._purge_step is not None:
+            rows = [row for row in rows if int(row["step"]) < self._purge_step]
+        names = ["step", *reader.names]
+        for row in new:
+            names += row
+            if rows and rows[-1]["step"] == row["step"]:
+                row = {**rows.pop(), **row}
+            rows.append(row)
+        columns = [*dict.fromkeys(names)]
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows[:-1])
+            offset = file.tell()
+            writer.writerow(rows[-1])
+        temporary.replace(self.path)
+        self._columns, self._last, self._last_offset = columns, rows[-1], offset
+        self._purge_step = None

@@ -1,4 +1,4 @@
-"""What a session folder tells of its run, whatever state it is in. Knows no torch."""
+"""What a session folder says of its run, whatever state it is in."""
 
 import contextlib
 import os
@@ -8,25 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lightning_trainer.session.checkpoint_header import read_header
-from lightning_trainer.session.folder import CONFIG_KEY, Session
+from lightning_trainer.session.checkpoint_header import layer_state, part, read_header
+from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
-from lightning_trainer.session.metrics_csv import Curves
+from lightning_trainer.session.metrics_csv import MetricsReader
+from lightning_trainer.session.run_record import RunRecord
+from lightning_trainer.session.settings import flatten, read_yaml
 
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
 NAME = re.compile(
     r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)"  # of Session.create
 )
-_EVALUATION = re.compile(r"\((validate|test|predict), ")  # in what the lock says of its holder
-_EVALUATES = re.compile(r"^python \S+ (validate|test|predict)\b")  # a recorded command
-_LOG_BYTES = 2**14
-_START = re.compile(r"^(?:Going on with |Parameters: )", re.MULTILINE)
-_END = re.compile(r"^(Finished|Stopped|Stopped by \w+) at iteration (\d+)$", re.MULTILINE)
-_ELAPSED = re.compile(r"(?:time elapsed|^Total time): +(\d+)h(\d\d)m(\d\d)s", re.MULTILINE)
-_ERROR = re.compile(r"^(?:error: |Traceback )", re.MULTILINE)
 
 
 @dataclass
@@ -66,104 +59,82 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> "Record":
         """Reads the folder; what is missing or damaged stays unknown."""
-        session, curves = Session(path), Curves(path / "metrics.csv")
-        header = read_header(session.last_checkpoint) or read_header(session.best_checkpoint)
-        config = _read_mapping(session.config) or _part(header, CONFIG_KEY)
-        environment = _read_mapping(session.environment)
+        session, metrics = Session(path), MetricsReader(path / "metrics.csv")
+        run, (saved, state) = RunRecord.read(path), _newest_checkpoint(session)
+        config = session.read_config() or part(state, "settings")
+        environment = read_yaml(session.environment) or {}
         named = NAME.fullmatch(path.name)
         tag, started = (named["tag"], _iso(named["started"])) if named else (path.name, "")
-        # A session of its own may also be that of a test, of a checkpoint from elsewhere.
-        trains = not _EVALUATES.search(str(environment.get("command", "")))
         record = cls(
             path,
             tag=str(config.get("tag") or tag),
             started=str(environment.get("started") or started),
-            max_steps=_natural(_part(config, "trainer").get("max_steps")) if trains else None,
             commit=_commit(environment),
             settings=flatten(config),
         )
-        log = _read_end(session.log())
-        record._add_progress(header, curves.newest("timing/examples_per_s"), log)
-        record._add_score(header, curves)
-        record.state = record._find_state(header, log, trains)
+        # A session of its own may also be that of a test, of a checkpoint from elsewhere.
+        if run is None or run.command == "fit":
+            ends = _natural(part(config, "trainer").get("max_steps"))
+            record.max_steps = ends or (run.n_iterations if run else None)
+        step, newest = metrics.newest("timing/examples_per_s")
+        reached = [saved, step, run.iteration if run else None]
+        record.iteration = max((n for n in reached if n is not None), default=None)
+        record._add_times((run.times if run else None) or part(state, "times"), newest)
+        best = part(state, "best")
+        best = {**best, "best": best.get("score")}
+        record._add_score((run.score if run else None) or best, metrics)
+        record.state = record._find_state(run, saved, bool(state.get("validated", True)))
         return record
 
-    def _add_progress(self, header: Mapping[str, Any], newest: dict[str, float], log: str) -> None:
-        """How far, how fast, how long: the checkpoint knows best, but others may be newer."""
-        ends = [int(end[2]) for end in _END.finditer(log)]
-        reached = [_number(header.get("global_step")), newest.get("step"), *ends[-1:]]
-        self.iteration = max((int(n) for n in reached if n is not None), default=None)
-        times = _part(header, "callbacks", "PrintProgress", "times")
+    def _add_times(self, times: Mapping[str, Any], newest: float | None) -> None:
         examples, iterations_s, elapsed_s = (
             _number(times.get(name)) for name in ("examples", "iterations_s", "elapsed_s")
         )
-        self.examples_per_s = newest.get("timing/examples_per_s")
-        if examples and iterations_s:
-            self.examples_per_s = examples / iterations_s
-        clocks = [int(h) * 3600 + int(m) * 60 + int(s) for h, m, s in _ELAPSED.findall(log)]
-        seconds = max([elapsed_s or 0.0, *clocks[-1:]])
-        self.hours = seconds / 3600 or None
+        self.examples_per_s = examples / iterations_s if examples and iterations_s else newest
+        self.hours = elapsed_s / 3600 if elapsed_s else None
 
-    def _add_score(self, header: Mapping[str, Any], curves: Curves) -> None:
-        scores = [n for n in curves.names if n.startswith("val/") and n != "val/loss"]
+    def _add_score(self, known: Mapping[str, Any], metrics: MetricsReader) -> None:
+        names = [n for n in metrics.names if n.startswith("val/") and n != "val/loss"]
         named = self.settings.get("model.score_name")
-        self.score_name = f"val/{named}" if named else next(iter(scores), None)
-        report = _part(header, "callbacks", "ReportEvaluation")
-        if report:
-            self.best_score = _number(report.get("best_score"))
-            if self.best_score is not None:
-                self.best_iteration = _natural(report.get("best_iteration"))
+        default = f"val/{named}" if named else next(iter(names), None)
+        name = known.get("name")
+        self.score_name = name if isinstance(name, str) else default
+        self.best_score = _number(known.get("best"))
+        if self.best_score is not None:
+            self.best_iteration = _natural(known.get("iteration"))
         elif self.score_name:
             sign = -1 if self.settings.get("model.score_mode") == "min" else 1
-            iterations, values = curves.read([self.score_name]).get(self.score_name, ([], []))
-            pairs = zip(iterations, values, strict=True)
-            known = [(iteration, value) for iteration, value in pairs if value == value]
-            if known:
-                self.best_iteration, self.best_score = max(known, key=lambda pair: sign * pair[1])
+            curve = metrics.curves([self.score_name]).get(self.score_name, ([], []))
+            points = [(n, value) for n, value in zip(*curve, strict=True) if value == value]
+            if points:
+                self.best_iteration, self.best_score = max(points, key=lambda p: sign * p[1])
 
-    def _find_state(self, header: Mapping[str, Any], log: str, trains: bool) -> str:
-        """From what can't lie, a lock that ends with its process, to the log's last words."""
-        holder = SessionLock(self.path).holder()
-        if holder and not _EVALUATION.search(holder):
+    def _find_state(self, run: RunRecord | None, saved: int | None, validated: bool) -> str:
+        """A lock can't lie, because it ends with its process; then the run's own word counts."""
+        commands = {"fit", run.command if run else "fit"}
+        if any(map(SessionLock(self.path).is_held_for, commands)):
             return RUNNING
-        if os.path.exists(self.path / "failure.txt"):  # in a folder that can't be read as well
+        if os.path.exists(self.path / "failure.txt"):  # raises nothing in an unreadable folder
             return FAILED
-        # Without a checkpoint that says so, the last validation counts as done.
-        validated = _part(header, "callbacks", "ValidationSchedule").get("validated", True)
-        done = _number(header.get("global_step", self.iteration))
-        if done is not None and self.max_steps is not None and done >= self.max_steps and validated:
-            return FINISHED
-        newest_start = [0, *(start.start() for start in _START.finditer(log))][-1]
-        log = log[newest_start:]
-        end = _END.search(log)
-        if end is None and _ERROR.search(log):
-            return FAILED
-        if end is None:
-            return INTERRUPTED if trains else FINISHED
-        return {"Finished": FINISHED, "Stopped": FAILED}.get(end[1], INTERRUPTED)
+        if run and run.state in (FINISHED, INTERRUPTED, FAILED):
+            return run.state
+        done = saved is not None and self.max_steps is not None and saved >= self.max_steps
+        return FINISHED if done and validated else INTERRUPTED
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of any depth by the names of their options; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
-    return flat
+def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
+    """Iterations done at the newest checkpoint that can be read, and the state in it."""
+    for path in (session.last_checkpoint, session.best_checkpoint):
+        with contextlib.suppress(ValueError):
+            header = read_header(path)
+            return header["global_step"], layer_state(header)
+    return None, {}
 
 
 def _iso(time: str) -> str:
     """2024-02-29T12:00:07 of 2024_02_29_12_00_07."""
     parts = time.split("_")
     return f"{'-'.join(parts[:3])}T{':'.join(parts[3:])}"
-
-
-def _part(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """What lies below some keys; empty if that is no mapping."""
-    for key in keys:
-        value = mapping.get(key)
-        mapping = value if isinstance(value, Mapping) else {}
-    return mapping
 
 
 def _number(value: Any) -> float | None:
@@ -179,24 +150,3 @@ def _commit(environment: Mapping[str, Any]) -> str | None:
     newest = restarts[-1] if isinstance(restarts, list) and restarts else environment
     commit = newest.get("git_commit") if isinstance(newest, Mapping) else None
     return f"{str(commit)[:7]}{'+' if newest.get('git_dirty') else ''}" if commit else None
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML file; empty if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        content = yaml.load(path.read_text(), Loader=_Loader)
-        if isinstance(content, dict):
-            return content
-    return {}
-
-
-# Ten times as fast, where PyYAML was built with it.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _read_end(path: Path) -> str:
-    """The last lines of a text, which may be long."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        file.seek(max(file.seek(0, 2) - _LOG_BYTES, 0))
-        return file.read().decode(errors="replace")
-    return ""

@@ -16,6 +16,7 @@ from lightning_trainer.report.evaluation import ReportEvaluation
 from lightning_trainer.report.hyperparameters import LogHyperParameters
 from lightning_trainer.report.outputs import WritePredictions
 from lightning_trainer.report.progress import PrintProgress
+from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.visualise import CallVisualise
 from lightning_trainer.run.keep import KeepState
@@ -44,6 +45,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         LogHyperParameters(run),  # marks the run as successful once its end is saved
         DrawCurves(run),
         WritePredictions(run),
+        RecordRun(run),
         Summarise(run),  # refuses a run with nothing to do before anything is written
         *added,  # what they do is in the checkpoint of the same batch
         StopOnSignal(run),  # after all that an iteration does

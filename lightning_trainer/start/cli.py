@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
-from lightning_trainer.checkpoints.restart import Restart, dump_settings, reach
+from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import option_values, split_configs
 from lightning_trainer.internals import (
     skip_empty_hooks,
@@ -34,15 +34,17 @@ from lightning_trainer.internals import (
 )
 from lightning_trainer.report.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.run.state import RunState
+from lightning_trainer.session.checkpoint_header import reach
 from lightning_trainer.session.environment import (
     describe_environment,
     job_id,
     shown_command,
     uncommitted_changes,
 )
-from lightning_trainer.session.folder import Session, differences
+from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.secrets import scrub, secret_texts
+from lightning_trainer.session.settings import differences, dump_settings
 from lightning_trainer.session.terminal import TerminalLog
 from lightning_trainer.start.callbacks import all_callbacks
 from lightning_trainer.start.failure import FILE_NAME, report_failure

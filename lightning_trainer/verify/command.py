@@ -10,7 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from lightning_trainer.verify.comparison import Comparison, Difference, compare, read_trail, shorten
+from lightning_trainer.verify.comparison import (
+    Comparison,
+    Difference,
+    compare_bitwise,
+    read_trail,
+    shorten,
+)
 from lightning_trainer.verify.kills import Run, draw_moments
 
 _USAGE = """usage: python cli.py verify --config FILE [--OPTION VALUE ...]
@@ -136,7 +142,7 @@ def _compare_runs(argv: list[str], folder: Path) -> int:
     run = Run(folder / "killed", [*_SETTINGS, *argv], report)
     session = run.finish_with_kills(moments, n_iterations)
     report("ended; compare\n")
-    comparison = compare(reference, session)
+    comparison = compare_bitwise(reference, session)
     if comparison.equal and not run.kills:
         print("NOT VERIFIED: it ended before it could be killed. Raise `--trainer.max_steps`.")
         return 1

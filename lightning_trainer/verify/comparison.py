@@ -3,7 +3,6 @@
 Assumes that both were recorded by `RecordTrail`.
 """
 
-import csv
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lightning_trainer.session.checkpoint_header import KEY, layer_state
+from lightning_trainer.session.metrics_csv import MetricsReader
 from lightning_trainer.verify.trail import digest, leaves
 
 Line = dict[str, Any]  # of a trail; `RecordTrail` says what it holds
@@ -25,7 +26,7 @@ _OF_CHECKPOINT = (
     "optimizer_states.",
     "lr_schedulers.",
     "global_step",
-    "callbacks.ReportEvaluation.",
+    f"{KEY}.best.",
     "loops.fit_loop.state_dict.combined_loader.",  # the position in the samples
 )
 
@@ -67,7 +68,7 @@ class Comparison:
         return self.first is None and not any(self.differing.values())
 
 
-def compare(reference: Path, session: Path) -> Comparison:
+def compare_bitwise(reference: Path, session: Path) -> Comparison:
     """Compares a session folder with that of the reference."""
     found = []
     for name in {p.name for folder in (reference, session) for p in folder.glob("trail_rank*")}:
@@ -127,31 +128,27 @@ def read_checkpoint(path: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    values = leaves(checkpoint)
+    values = leaves({**checkpoint, KEY: layer_state(checkpoint)})
     return {name: digest(value) for name, value in values if name.startswith(_OF_CHECKPOINT)}
 
 
 def read_metrics(path: Path) -> dict[str, str]:
     """What metrics.csv holds, timings left out, as "step 8: val/loss"; nothing if it is missing."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {
-            f"step {row['step']}: {name}": value
-            for row in csv.DictReader(file)
-            for name, value in row.items()
-            if value and name != "step" and not name.startswith("timing/")
-        }
+    return {
+        f"step {row['step']}: {name}": value
+        for row in MetricsReader(path).rows()
+        for name, value in row.items()
+        if value and name != "step" and not name.startswith("timing/")
+    }
 
 
 def read_printed(path: Path) -> set[int]:
     """The iterations of the log lines: they alone have timings in metrics.csv."""
-    if not path.exists():
-        return set()
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    is_timing = [(row, name) for row in rows for name in row if name.startswith("timing/")]
-    return {int(row["step"]) for row, name in is_timing if row[name]}
+    return {
+        int(row["step"])
+        for row in MetricsReader(path).rows()
+        if any(value for name, value in row.items() if name.startswith("timing/"))
+    }
 
 
 def shorten(names: list[str], n: int = 3) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from lightning_trainer.checkpoints import files as checkpoint_io
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO, replace
-from lightning_trainer.session.folder import find_fault
+from lightning_trainer.session.checkpoint_header import find_fault
 
 OLD, NEW = {"w": torch.zeros(50_000)}, {"w": torch.ones(50_000)}  # 200 kB each
 

@@ -26,7 +26,7 @@ TABLE = """\
 session                   state        iterations    best  at  learning_rate    hours  examples/s  commit
 2024_02_29_12_00_00_base  finished        100/100  0.7500  20          0.001  0:30:00       500.0  0123456
 2024_02_29_12_00_01_fast  interrupted      20/100  0.6000  20            0.1        -       200.0  0123456
-2024_02_29_12_00_02_bad   failed            ?/100       -   -          0.001        -           -  0123456
+2024_02_29_12_00_02_bad   failed            0/100       -   -          0.001        -           -  0123456
 """  # noqa: E501
 
 
@@ -36,7 +36,8 @@ def experiments(tmp_path: Path) -> Path:
     folder = tmp_path / "experiments"
     make_session(folder, "base", checkpoint=make_checkpoint(100), rows=scores(0.5, 0.7))
     make_session(folder, "fast", second=1, rows=scores(0.4, 0.6), settings={"learning_rate": 0.1})
-    make_session(folder, "bad", second=2, log="Session: bad\nerror: no data\n")
+    failed = {"state": "failed", "iteration": 0, "score": None, "times": {}}
+    make_session(folder, "bad", second=2, run=failed)
     return folder
 
 
@@ -192,7 +193,7 @@ def test_a_session_is_its_own_list(run, experiments):
 def test_a_broken_session_is_a_row_of_what_is_known(run, experiments):
     broken = experiments / "session_node1_2024_02_29_12_00_03_broken"
     broken.joinpath("checkpoints").mkdir(parents=True)
-    for name in ("config.yaml", "metrics.csv", "log.txt", "checkpoints/last.ckpt"):
+    for name in ("config.yaml", "metrics.csv", "run.json", "checkpoints/last.ckpt"):
         broken.joinpath(name).write_bytes(b"\x00\xff{[\n" * 9)
     empty = experiments / "session_node1_2024_02_29_12_00_04_empty"
     empty.mkdir()
@@ -314,9 +315,12 @@ def test_markdown_aligns_numbers_at_their_right():
 
 def test_in_a_terminal_no_line_is_wider_than_it(experiments, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)  # it would win over the terminal's own width
+    environment = dict(os.environ)  # without what the readline library has put there behind Python
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 60, 0, 0))
-    process = start_process("sessions", experiments, stdout=follower, stderr=follower)
+    process = start_process(
+        "sessions", experiments, stdout=follower, stderr=follower, env=environment
+    )
     os.close(follower)
     out = b""
     with contextlib.suppress(OSError):  # the way in which a pty ends

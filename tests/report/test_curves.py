@@ -8,9 +8,9 @@ from matplotlib.image import imread
 from lightning_trainer.report import curves
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.run.state import Best, RunState
-from lightning_trainer.session import picture as session_picture
+from lightning_trainer.session import drawing
+from lightning_trainer.session.drawing import draw_session
 from lightning_trainer.session.folder import Session
-from lightning_trainer.session.picture import draw_session
 
 BEGIN = DrawCurves._begin  # before conftest takes it away
 
@@ -46,8 +46,8 @@ def test_loss_and_score_are_drawn_and_the_best_is_marked(tmp_path, monkeypatch):
         "2,0.5,,,,0.1\n4,0.4,0.6,0.7,0.8,0.1\n6,0.3,,,,0.1\n8,0.2,0.9,0.65,0.6,0.1\n"
     )
     calls = []
-    monkeypatch.setattr(session_picture, "draw", lambda *args: calls.append(args))
-    monkeypatch.setattr(session_picture.Path, "replace", lambda self, target: None)
+    monkeypatch.setattr(drawing, "draw_curves", lambda *args: calls.append(args))
+    monkeypatch.setattr(drawing.Path, "replace", lambda self, target: None)
     draw_session(tmp_path, "val/f1", (4, 0.7))
     [(numbers, smooth, _, marks)] = calls
     assert numbers == {

@@ -7,16 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
-from folders import START, make_checkpoint, make_session, scores
+from folders import make_checkpoint, make_session, scores
 
-from lightning_trainer.session.checkpoint_header import read_header
-from lightning_trainer.session.record import Record, flatten
+from lightning_trainer.session.record import Record
 
-FINISHED = START + "Finished at iteration 40\n----\nTotal time:    01h30m00s (data 0%)\n"
-STOPPED = START + "\nStopped by SIGINT at iteration 37\n----\n"
-FAILED = START + "\nStopped at iteration 37\n----\nTraceback (most recent call last):\n"
 LOCK = """\
 import sys, time
 from pathlib import Path
@@ -38,8 +33,13 @@ def hold_lock(folder: Path, command: str) -> subprocess.Popen:
     return process
 
 
-def test_a_run_is_running_while_its_process_lives_and_interrupted_after_its_kill(tmp_path):
-    session = make_session(tmp_path, rows=scores(0.5), checkpoint=make_checkpoint(10))
+RUNNING = {"state": "running"}
+
+
+@pytest.mark.parametrize("written", [None, RUNNING])
+def test_a_run_is_running_while_its_process_lives_and_interrupted_after_its_kill(tmp_path, written):
+    checkpoint = make_checkpoint(10)
+    session = make_session(tmp_path, rows=scores(0.5), checkpoint=checkpoint, run=written)
     with hold_lock(session, "fit") as process:
         assert Record.read(session).state == "running"
         process.kill()
@@ -48,10 +48,21 @@ def test_a_run_is_running_while_its_process_lives_and_interrupted_after_its_kill
     assert Record.read(session).state == "interrupted"
 
 
-def test_a_session_that_is_being_tested_is_not_running(tmp_path):
-    session = make_session(tmp_path, checkpoint=make_checkpoint(100))
+@pytest.mark.parametrize(
+    ("written", "state"), [({}, "finished"), (RUNNING, "interrupted"), (None, "interrupted")]
+)
+def test_a_session_that_is_being_tested_is_not_running(tmp_path, written, state):
+    session = make_session(tmp_path, checkpoint=make_checkpoint(40), run=written)
     with hold_lock(session, "test") as process:
-        assert Record.read(session).state == "finished"
+        assert Record.read(session).state == state
+        process.kill()
+
+
+def test_a_session_of_a_test_is_running_while_its_process_lives(tmp_path):
+    session = make_session(tmp_path, run={"command": "test", "state": "running"})
+    assert Record.read(session).state == "interrupted"
+    with hold_lock(session, "test") as process:
+        assert Record.read(session).state == "running"
         process.kill()
 
 
@@ -62,28 +73,14 @@ def test_looking_does_not_take_a_lock_nor_make_one(tmp_path):
     assert sorted(session.iterdir()) == before
 
 
-@pytest.mark.parametrize(
-    ("log", "state"),
-    [
-        (FINISHED, "finished"),  # before max_steps: stopped early
-        (STOPPED, "interrupted"),
-        (FAILED, "failed"),
-        ("Session: a\nerror: `data.root` is 'b': there is no such folder\n", "failed"),
-        (START + "Iteration     10/100 | examples/s", "interrupted"),  # killed
-        ("", "interrupted"),
-        (FAILED + "Going on with a after iteration 30\n" + START, "interrupted"),  # and killed
-        (FAILED + "Going on with a after iteration 30\n" + FINISHED, "finished"),
-        (FINISHED + "Session: a\nCheckpoint: b\nerror: no test data\n", "finished"),
-        (FINISHED + "x" * 50_000, "interrupted"),  # nothing known
-    ],
-)
-def test_without_an_older_truth_the_log_has_the_last_word(tmp_path, log, state):
-    session = make_session(tmp_path, log=log, checkpoint=make_checkpoint(30))
+@pytest.mark.parametrize("state", ["finished", "interrupted", "failed"])
+def test_a_run_has_ended_as_it_has_written_itself(tmp_path, state):
+    session = make_session(tmp_path, run={"state": state}, checkpoint=make_checkpoint(30))
     assert Record.read(session).state == state
 
 
-def test_failure_txt_stands_above_what_the_checkpoint_reached(tmp_path):
-    session = make_session(tmp_path, checkpoint=make_checkpoint(100))
+def test_failure_txt_stands_above_what_the_run_has_written(tmp_path):
+    session = make_session(tmp_path, checkpoint=make_checkpoint(100), run={})
     session.joinpath("failure.txt").write_text("Process 1 of 2 failed")
     assert Record.read(session).state == "failed"
 
@@ -94,12 +91,14 @@ def test_failure_txt_stands_above_what_the_checkpoint_reached(tmp_path):
         (make_checkpoint(100), "finished"),
         (make_checkpoint(100, validated=False), "interrupted"),
         (make_checkpoint(99), "interrupted"),
-        (None, "finished"),
+        (None, "interrupted"),
     ],
 )
-def test_a_run_has_finished_with_its_last_validation(tmp_path, checkpoint, state):
-    rows = scores(0.5, 0.6, spacing=50)
-    session = make_session(tmp_path, rows=rows, checkpoint=checkpoint)
+@pytest.mark.parametrize("written", [None, RUNNING])  # by an older version; killed at its end
+def test_a_run_that_says_no_end_has_finished_with_its_last_validation(
+    tmp_path, checkpoint, state, written
+):
+    session = make_session(tmp_path, checkpoint=checkpoint, run=written)
     assert Record.read(session).state == state
 
 
@@ -109,26 +108,38 @@ def test_iterations_are_those_done_even_where_the_checkpoint_is_older(tmp_path):
 
     assert iteration(0, checkpoint=make_checkpoint(20)) == 20
     assert iteration(1, checkpoint=make_checkpoint(20), rows=scores(0.5, 0.6, 0.7)) == 30
-    assert iteration(2, checkpoint=make_checkpoint(20), log=STOPPED) == 37
+    assert iteration(2, checkpoint=make_checkpoint(20), run={"iteration": 37}) == 37
     # A test is logged at the iteration of the best checkpoint, after all others.
     assert iteration(3, rows=[*scores(0.5, 0.6), {"step": 10, "test/accuracy": 0.4}]) == 20
-    assert iteration(4) is None
+    assert iteration(4, checkpoint=make_checkpoint(20), run={"iteration": 10}) == 20
+    assert iteration(5) is None
 
 
-def test_the_checkpoint_knows_the_best_score_the_speed_and_the_time(tmp_path):
-    session = make_session(tmp_path, checkpoint=make_checkpoint(30), rows=scores(0.5, 0.9))
-    record = Record.read(session)
-    assert (record.best_score, record.best_iteration) == (0.75, 20)
-    assert (record.examples_per_s, record.hours) == (500.0, 0.5)
+def test_the_run_knows_the_best_score_the_speed_and_the_time(tmp_path):
+    rows, checkpoint = scores(0.5, 0.9), make_checkpoint(30)
+    record = Record.read(make_session(tmp_path, checkpoint=checkpoint, rows=rows, run={}))
+    assert (record.score_name, record.best_score, record.best_iteration) == (
+        *("val/accuracy", 0.875, 30),
+    )
+    assert (record.examples_per_s, record.hours) == (500.0, 1.5)
+
+
+def test_without_its_word_the_checkpoint_does(tmp_path):
+    rows = scores(0.5, 0.9)
+    for second, run in enumerate((None, {"score": None, "times": {}})):
+        checkpoint = make_checkpoint(30)
+        folder = make_session(tmp_path, second=second, checkpoint=checkpoint, rows=rows, run=run)
+        record = Record.read(folder)
+        assert (record.best_score, record.best_iteration) == (0.75, 20)
+        assert (record.examples_per_s, record.hours) == (500.0, 0.5)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", (0.6, 20)), ("min", (0.4, 40))])
-def test_without_one_metrics_csv_and_the_log_do(tmp_path, mode, best):
+def test_without_both_metrics_csv_does(tmp_path, mode, best):
     rows = scores(0.5, 0.6, 0.6, 0.4, float("nan"))
-    session = make_session(tmp_path, rows=rows, log=FINISHED, settings={"score_mode": mode})
-    record = Record.read(session)
+    record = Record.read(make_session(tmp_path, rows=rows, settings={"score_mode": mode}))
     assert (record.best_score, record.best_iteration) == best
-    assert (record.examples_per_s, record.hours) == (500.0, 1.5)
+    assert (record.examples_per_s, record.hours) == (500.0, None)
 
 
 def test_the_score_is_the_one_that_is_named(tmp_path):
@@ -146,32 +157,22 @@ def test_the_commit_is_that_of_the_newest_start(tmp_path):
     assert Record.read(session).commit == "fedcba9+"
 
 
-def test_settings_have_the_names_of_their_options():
-    settings = {
-        "tag": "a",
-        "model": {"class_path": "A", "init_args": {"width": 3, "sub": {"b": 1}}},
-    }
-    assert flatten(settings) == {
-        "tag": "a",
-        "model.class_path": "A",
-        "model.width": 3,
-        "model.sub.b": 1,
-    }
-
-
-@pytest.mark.parametrize(("said", "state"), [("", "finished"), ("error: no data\n", "failed")])
-def test_a_session_of_a_test_only_has_no_iterations_to_come(tmp_path, said, state):
-    rows = [{"step": 400, "test/accuracy": 0.5}]
-    session = make_session(tmp_path, rows=rows, log=f"Session: a\nCheckpoint: b\n{said}")
-    with session.joinpath("environment.yaml").open("a") as file:
-        file.write("command: python cli.py test --config a.yaml --ckpt_path b.ckpt\n")
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_a_session_of_a_test_only_has_no_iterations_to_come(tmp_path, state):
+    run = {"command": "test", "state": state, "iteration": 0, "score": None, "times": {}}
+    session = make_session(tmp_path, rows=[{"step": 400, "test/accuracy": 0.5}], run=run)
     record = Record.read(session)
     assert (record.iteration, record.max_steps, record.state) == (400, None, state)
 
 
+def test_a_run_of_epochs_has_the_iterations_that_it_has_counted(tmp_path):
+    session = make_session(tmp_path, max_steps=-1, run={"n_iterations": 120})
+    assert Record.read(session).max_steps == 120
+
+
 def test_a_lost_config_is_read_from_the_checkpoint(tmp_path):
     config = {"tag": "kept", "trainer": {"max_steps": 30}}
-    session = make_session(tmp_path, checkpoint=make_checkpoint(30, session_config=config))
+    session = make_session(tmp_path, checkpoint=make_checkpoint(30, settings=config))
     session.joinpath("config.yaml").unlink()
     record = Record.read(session)
     assert (record.tag, record.max_steps, record.state) == ("kept", 30, "finished")
@@ -187,9 +188,7 @@ def test_an_empty_folder_has_the_tag_and_the_time_of_its_name(tmp_path):
 
 def test_any_damage_of_any_file_leaves_a_record(tmp_path):
     generator = random.Random(0)
-    session = make_session(
-        tmp_path, rows=scores(0.5, 0.6), checkpoint=make_checkpoint(30), log=FINISHED
-    )
+    session = make_session(tmp_path, rows=scores(0.5, 0.6), checkpoint=make_checkpoint(30), run={})
     files = {path: path.read_bytes() for path in session.rglob("*") if path.is_file()}
     for path, content in files.items():
         for _ in range(30):
@@ -208,23 +207,3 @@ def test_a_config_of_another_kind_leaves_a_record(tmp_path, config):
     session = make_session(tmp_path)
     session.joinpath("config.yaml").write_text(config)
     assert Record.read(session).max_steps is None
-
-
-class Executed:
-    """Leaves a trace where it is unpickled."""
-
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
-def test_a_header_is_read_without_executing_anything(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"global_step": 3, "evil": Executed(), "t": torch.ones(2)}, "a.ckpt")
-    assert read_header(Path("a.ckpt"))["global_step"] == 3
-    assert not Path("executed").exists()
-
-
-def test_the_header_of_a_sharded_checkpoint_is_in_its_meta_pt(tmp_path):
-    torch.save({"global_step": 3}, tmp_path / "meta.pt")
-    assert read_header(tmp_path) == {"global_step": 3}
-    assert read_header(tmp_path / "none.ckpt") == {}

@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import TinyData
 
+from lightning_trainer.session.checkpoint_header import layer_state
 from lightning_trainer.session.secrets import (
     NOT_STORED,
     check_complete,
@@ -188,7 +189,8 @@ def fit(run, config, code, sessions, monkeypatch):
 def test_no_file_of_a_session_holds_a_secret(fit):
     assert holders(fit) == set()
     settings = yaml.safe_load((fit / "config.yaml").read_text())
-    assert torch.load(fit / "checkpoints/last.ckpt")["lightning_trainer"]["settings"] == settings
+    checkpoint = torch.load(fit / "checkpoints/last.ckpt")
+    assert layer_state(checkpoint)["settings"] == settings
     data = settings["data"]["init_args"]
     assert data["password"] == data["api_key"] == data["url"] == NOT_STORED
     command = yaml.safe_load((fit / "environment.yaml").read_text())["command"]

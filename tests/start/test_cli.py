@@ -19,6 +19,7 @@ from conftest import CONFIG, ROOT, BaseModule, TinyData, TinyModule, run_process
 from torch import nn
 
 from lightning_trainer.commands.options import option_values, split_configs
+from lightning_trainer.session.checkpoint_header import KEY
 from lightning_trainer.start.cli import main
 
 
@@ -679,7 +680,8 @@ def test_what_is_no_checkpoint_is_named(run, config, sessions, tmp_path, write, 
 
 def test_a_checkpoint_without_settings_needs_a_config(run, whole, tmp_path):
     checkpoint = torch.load(whole / "checkpoints" / "last.ckpt")
-    del checkpoint["lightning_trainer"]["settings"]
+    for key in ("session_config", KEY):
+        checkpoint.pop(key, None)
     (tmp_path / "a" / "b").mkdir(parents=True)
     torch.save(checkpoint, tmp_path / "a" / "b" / "x.ckpt")
     code, _, err = run("fit", "--ckpt_path", tmp_path / "a" / "b" / "x.ckpt")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_trainer.session.checkpoint_header import KEY
 from lightning_trainer.verify.comparison import (
     Difference,
-    compare,
+    compare_bitwise,
     first_difference,
     parse_trail,
     read_printed,
@@ -116,7 +117,7 @@ CHECKPOINT = {
     "optimizer_states": [{"state": {0: {"step": 3, "m": torch.ones(2)}}, "lr": 0.1}],
     "lr_schedulers": [{"last_epoch": 3, "_last_lr": [0.1]}],
     "global_step": 3,
-    "callbacks": {"ReportEvaluation": {"best_score": 0.5}, "PrintProgress": {"elapsed_s": 1.0}},
+    KEY: {"version": 1, "best": {"score": 0.5}, "times": {"elapsed_s": 1.0}},
     "loops": {"fit_loop": {"state_dict": {"combined_loader": [{"samples": 12}]}}},
 }
 
@@ -141,11 +142,11 @@ def reference(tmp_path):
 
 
 def test_sessions_that_differ_in_times_and_order_of_columns_only_are_equal(reference, tmp_path):
-    callbacks = {**CHECKPOINT["callbacks"], "PrintProgress": {"elapsed_s": 2.0}}
+    state = {**CHECKPOINT[KEY], "times": {"elapsed_s": 2.0}}
     metrics = "step,val/loss,train/loss,timing/update_ms\n2,,0.5,9.9\n3,0.25,,\n"
-    checkpoint = {**CHECKPOINT, "callbacks": callbacks}
+    checkpoint = {**CHECKPOINT, KEY: state}
     session = write_session(tmp_path / "other", [REFERENCE] * 2, checkpoint, metrics)
-    comparison = compare(reference, session)
+    comparison = compare_bitwise(reference, session)
     assert comparison.equal
     assert comparison.compared["metrics.csv"] == ["step 2: train/loss", "step 3: val/loss"]
     assert comparison.compared["checkpoints/last.ckpt"] == [
@@ -157,7 +158,7 @@ def test_sessions_that_differ_in_times_and_order_of_columns_only_are_equal(refer
         "lr_schedulers.0.last_epoch",
         "lr_schedulers.0._last_lr",
         "global_step",
-        "callbacks.ReportEvaluation.best_score",
+        "lightning_trainer.best.score",
         "loops.fit_loop.state_dict.combined_loader.0.samples",
     ]
 
@@ -166,7 +167,7 @@ def test_each_entry_that_differs_in_a_checkpoint_or_in_metrics_is_named(referenc
     checkpoint = {**CHECKPOINT, "global_step": 4, "state_dict": {"w": torch.tensor([1.0, 2.0])}}
     metrics = METRICS.replace("0.25", "0.75").replace("0.5", "")
     session = write_session(tmp_path / "other", [REFERENCE] * 2, checkpoint, metrics)
-    comparison = compare(reference, session)
+    comparison = compare_bitwise(reference, session)
     assert not comparison.equal
     assert comparison.first is None
     in_checkpoint = ["state_dict.w", "state_dict.b", "global_step"]
@@ -180,7 +181,7 @@ def test_each_entry_that_differs_in_a_checkpoint_or_in_metrics_is_named(referenc
 def test_a_file_that_is_missing_differs_in_all_it_would_hold(reference, tmp_path):
     session = write_session(tmp_path / "other", [REFERENCE] * 2, CHECKPOINT, METRICS)
     (session / "checkpoints/best.ckpt").unlink()
-    differing = compare(reference, session).differing
+    differing = compare_bitwise(reference, session).differing
     assert len(differing.pop("checkpoints/best.ckpt")) == 10
     assert not any(differing.values())
 
@@ -188,9 +189,9 @@ def test_a_file_that_is_missing_differs_in_all_it_would_hold(reference, tmp_path
 def test_every_process_is_compared(reference, tmp_path):
     other = [*REFERENCE[:2], batch(2, loss="0x0p+0"), *REFERENCE[3:]]
     session = write_session(tmp_path / "other", [REFERENCE, other], CHECKPOINT, METRICS)
-    assert compare(reference, session).first.rank == 1
+    assert compare_bitwise(reference, session).first.rank == 1
     (session / "trail_rank1.jsonl").unlink()
-    assert compare(reference, session).first.found == {"order": "batch 1 was left out"}
+    assert compare_bitwise(reference, session).first.found == {"order": "batch 1 was left out"}
 
 
 def test_the_iterations_of_log_lines_are_those_with_timings(reference, tmp_path):

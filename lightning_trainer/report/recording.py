@@ -1,0 +1,91 @@
+"""Keeps run.json, what a run says of itself, up to date."""
+
+import math
+import socket
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_trainer.report.loggers import warn_of_disk
+from lightning_trainer.report.summary import signal_of
+from lightning_trainer.run.state import RunCallback, RunState
+from lightning_trainer.session.checkpoint_header import KEY
+from lightning_trainer.session.run_record import RunRecord
+from lightning_trainer.session.secrets import hide, secret_texts
+
+
+class RecordRun(RunCallback):
+    """Writes run.json when training starts, with each checkpoint, and when the run ends.
+
+    A test of a session that was trained leaves the record of the training as it is.
+    """
+
+    def __init__(self, run: RunState) -> None:
+        super().__init__(run)
+        self._record: RunRecord | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._begin(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.state.fn != "fit":
+            self._begin(trainer)
+
+    on_test_start = on_validation_start  # type: ignore[assignment]
+    on_predict_start = on_validation_start  # type: ignore[assignment]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Writes what the checkpoint says, its times of now included."""
+        self._write(trainer, times=checkpoint[KEY]["times"])
+
+    def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Notes the end of a run whose last checkpoint is written."""
+        reason, by = f"all {self.run.iteration} iterations are done", ""
+        if self.run.iteration < self.run.n_iterations:
+            reason, by = "it was stopped early", "a callback or `trainer.max_time`"
+        self._write(trainer, state="finished", reason=reason, by=by)
+
+    def teardown(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Notes the end of an evaluation."""
+        if trainer.state.fn != "fit" and self._record and self._record.state == "running":
+            self._write(trainer, state="finished")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Notes the signal or the error that ends the run."""
+        name = "SIGINT" if isinstance(exception, KeyboardInterrupt) else signal_of(exception)
+        if name:
+            self._write(trainer, state="interrupted", reason=name, by="signal")
+            return
+        first_line = str(exception).strip().partition("\n")[0]
+        reason = hide(f"{type(exception).__name__}: {first_line}", secret_texts({}))
+        by = f"process {trainer.global_rank} on {socket.gethostname()}"
+        self._write(trainer, state="failed", reason=reason, by=by)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        if self.run.is_sessions_own and trainer.is_global_zero:
+            self._record = RunRecord(command=str(trainer.state.fn))
+            self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer, **news: Any) -> None:
+        if self._record is None:
+            return
+        run, record = self.run, self._record
+        if trainer.state.fn == "fit":
+            record.iteration = run.iteration
+            record.times = asdict(run.times)
+            if math.isfinite(run.n_iterations):
+                record.n_iterations = int(run.n_iterations)
+            if best := run.best:
+                name, mode, score, iteration = best.name, best.mode, best.score, best.iteration
+                record.score = {"name": name, "mode": mode, "best": score, "iteration": iteration}
+        for name, value in news.items():
+            setattr(record, name, value)
+        try:
+            record.write(run.session.path)
+        except OSError as ex:
+            warn_of_disk(run.session.path / "run.json", ex)

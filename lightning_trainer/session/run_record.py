@@ -1,0 +1,81 @@
+"""run.json: what a run says of itself, for those who look at its folder."""
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_trainer.session.settings import replace_text
+
+_NAME = "run.json"
+_VERSION = 1
+_MOST_BYTES = 2**20  # a file that is larger is damaged
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("version", "iteration", "pid"), (int,)),
+    **dict.fromkeys(("command", "state", "reason", "by", "started", "updated", "host"), (str,)),
+    **{"n_iterations": (int, type(None)), "score": (dict, type(None)), "times": (dict,)},
+}
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """How far a run has come, how good and how fast it is, and why it ended.
+
+    Attributes:
+        command: "fit", "validate", "test" or "predict".
+        state: "running" also after a kill, which leaves no time to write.
+        reason: Why it ended, e.g. "all 600 iterations are done" or "ValueError: ...".
+        by: Who ended it, e.g. "signal", "process 1 on node1" or a callback's name.
+        iteration: Iterations done.
+        n_iterations: Iterations of the whole run; None if it ends by something else.
+        score: Its `name`, its `mode` ("max" or "min"), the `best` one and its `iteration`.
+        times: The fields of `RunTimes`.
+        started: When this start of the run began.
+        updated: When the file was written.
+        host: Name of the machine of the process that writes it.
+        pid: Of that process.
+    """
+
+    version: int = _VERSION
+    command: str
+    state: Literal["running", "finished", "interrupted", "failed"] = "running"
+    reason: str = ""
+    by: str = ""
+    iteration: int = 0
+    n_iterations: int | None = None
+    score: dict[str, Any] | None = None
+    times: dict[str, Any] = field(default_factory=dict)
+    started: str = field(default_factory=_now)
+    updated: str = ""
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+
+    def write(self, folder: Path) -> None:
+        """Replaces the file; a reader sees the old one or the new one.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        self.updated = _now()
+        replace_text(folder / _NAME, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord | None":
+        """What a run has written; None if it is missing, damaged or of a newer version."""
+        try:
+            with (folder / _NAME).open("rb") as file:
+                content = json.loads(file.read(_MOST_BYTES))  # the rest of a longer one is cut off
+        except (OSError, ValueError, RecursionError):
+            return None
+        if not isinstance(content, dict) or content.get("version") != _VERSION:
+            return None
+        known: dict[str, Any] = {f.name: content.get(f.name) for f in fields(cls)}
+        typed = all(type(value) in _TYPES[name] for name, value in known.items())
+        return cls(**known) if typed else None

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import socket
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lightning_trainer.session.environment import program
 
 CONFIG_KEY = "session_config"  # where a checkpoint carries its session's settings
 
@@ -237,8 +238,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 def go_on_command(command: str, path: Path) -> str:
     """What to type to run `command` (fit, test, ...) on a session folder."""
-    script = os.path.relpath(sys.argv[0])
-    return f"python {shlex.quote(script)} {command} --ckpt_path {shlex.quote(str(path))}"
+    *module, script = program()
+    script = script if module else os.path.relpath(script)
+    return shlex.join(["python", *module, script, command, "--ckpt_path", str(path)])
 
 
 def _read_yaml(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from lightning_trainer.start.parser import root_cause
+from lightning_trainer.internals import root_cause
 
 FILE_NAME = "failure.txt"
 

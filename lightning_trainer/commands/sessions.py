@@ -40,7 +40,10 @@ def sessions(argv: list[str]) -> int:
     parser = _parser()
     words = iter(argv)
     # argparse would take the value of `--sort -best` for an option.
-    joined = [f"--sort={next(words, '')}" if word == "--sort" else word for word in words]
+    joined = [
+        f"--sort={column}" if word == "--sort" and (column := next(words, "")) else word
+        for word in words
+    ]
     options = parser.parse_args(joined)
     try:
         records = [Record.read(path) for path in find_sessions(Path(options.folder))]

@@ -1,13 +1,16 @@
-"""Every private part of Lightning, torchmetrics and torch that the layer touches.
+"""Every private part of Lightning, torch, torchmetrics, jsonargparse and argparse that is touched.
 
 Each function says what it touches, why, and since which version that was seen. A test of it fails
 where a newer version has changed it. What is replaced for a run is given back at its end.
 """
 
+import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -228,3 +231,80 @@ def seed_gpu(index: int, seed: int) -> None:
     import torch
 
     torch.cuda.default_generators[index].manual_seed(seed)
+
+
+# The command line: argparse and jsonargparse ----------------------------------------------------
+
+
+def option_names(parser: argparse.ArgumentParser) -> set[str]:
+    """Names of the options and commands of a parser, with the options of its commands.
+
+    Python 3.10: `_actions` and `_SubParsersAction`; argparse has no public way to list them.
+    """
+    names: set[str] = set()
+    for action in parser._actions:
+        names.update(option.lstrip("-") for option in action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            names.update(action.choices, *map(option_names, action.choices.values()))
+    return names
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What jsonargparse 4.51 says of a command line, read from the wording of its message.
+
+    Its exceptions carry nothing but the message.
+
+    Attributes:
+        message: In one line, without Python's notation.
+        unknown: The option, key or command that there is not.
+        is_option: Whether `unknown` was typed as `--unknown`.
+        class_path: The class that has no such argument.
+        lacks: A module, and the name that it has not.
+        is_incomplete: Whether a required setting is missing.
+    """
+
+    message: str
+    unknown: str
+    is_option: bool
+    class_path: str
+    lacks: tuple[str, str] | None
+    is_incomplete: bool
+
+    @classmethod
+    def read(cls, message: str, ex: BaseException | None = None) -> "Refusal":
+        """Takes apart what a parser's `error` is called with."""
+        key = re.match(r'Parser key "([^"]+)"', message)
+        if ex is not None and (cause := root_cause(ex)) is not ex:
+            message = f"`{key[1]}`: {cause}" if key else str(cause)
+        unknown = re.search(
+            r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'"
+            r"|Option '([^']+)' is not accepted|invalid choice: '([^']+)'",
+            message,
+        )
+        class_path = re.search(r"class_path '([^']+)'", message)
+        lacks = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+        plain = re.sub(r"\s*\n\s*", " ", message.strip())
+        plain = re.sub(r"<class '([\w.]+)'>", r"\1", plain)
+        no_group = "`init_args` must be a group of settings, or be left out"
+        plain = re.sub(r"'\w+' object has no attribute 'keys'", no_group, plain)
+        return cls(
+            message=re.sub(r'Parser key "([^"]+)"', r"`\1`", plain),
+            unknown=next(filter(None, unknown.groups())) if unknown else "",
+            is_option=unknown is not None and unknown[1] is not None,
+            class_path=class_path[1] if class_path else "",
+            lacks=(lacks[1], lacks[2]) if lacks else None,
+            is_incomplete="arguments are required" in message,
+        )
+
+
+def root_cause(ex: BaseException) -> BaseException:
+    """The error below jsonargparse's report of every type that it tried.
+
+    jsonargparse 4.51: the report is an exception of a general kind, known by its words.
+    """
+    while ex.__cause__ is not None and (
+        "Does not validate against any" in str(ex) or isinstance(ex, argparse.ArgumentError)
+    ):
+        ex = ex.__cause__
+    return ex

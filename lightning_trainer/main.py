@@ -7,33 +7,14 @@ python cli.py sessions
 import gc
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from difflib import get_close_matches
+from importlib import metadata
 from pathlib import Path
 
-from lightning_trainer.commands.options import CommandParser, option_values
+from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
+from lightning_trainer.commands.registry import COMMANDS, help_text
 
-_HELP = """\
-usage: python cli.py COMMAND [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]
-
-Trains, tests and applies a project's model. Each run has a session folder.
-
-    fit --config configs/digits.yaml             a new session
-    fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
-    test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
-    verify --config configs/digits.yaml          proves that restarts of this project are exact
-    new NAME                                     starts a project that trains at once
-    sessions                                     a table of all sessions
-    compare SESSION SESSION ...                  what differs, and their curves in one picture
-
-Any key of a config file is an option as well and wins over the file:
-
-    fit --config configs/cifar.yaml --tag lr3e-3 --model.learning_rate 3e-3
-
-All options of a command: python cli.py COMMAND --help
-"""
-
-# Need no torch: each is a module with a function of that name, from arguments to exit code.
-_LIGHT_COMMANDS = ("sessions", "compare", "new")
+VERSION = "0.1.0"  # of a checkout that is not installed
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -43,28 +24,78 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Without the program's name; by default that of the process.
     """
     argv = sys.argv[1:] if args is None else list(args)
-    if argv[:1] and argv[0] in _LIGHT_COMMANDS:
-        command = getattr(import_module(f"lightning_trainer.commands.{argv[0]}"), argv[0])
-        sys.exit(command(argv[1:]))
-    if argv[:1] in (["-h"], ["--help"]):
-        print(_HELP, end="")
+    line = CommandLine.read(argv)
+    if line.command not in COMMANDS:
+        _answer(line)
         return
-    _check_config_files(argv)
-    if argv[:1] == ["verify"]:
-        from lightning_trainer.verify.command import verify
-
-        sys.exit(verify(argv[1:]))
+    command = COMMANDS[line.command]
+    if command.takes_configs:
+        _check_config_files(line)
     gc.disable()  # looking for garbage, of which imports make little, took a sixth of their time
-    from lightning_trainer.start.cli import main as run
-
+    run = command.load()
     gc.enable()
-    run(argv)
+    if command.is_lightnings:
+        run(argv)
+    else:
+        argv.remove(line.command)
+        sys.exit(run(argv))
 
 
-def _check_config_files(argv: list[str]) -> None:
-    """Refuses names of nothing, which else are told after the seconds that torch takes."""
-    for name in option_values(argv[1:], "--config", "-c"):
+def _answer(line: CommandLine) -> None:
+    """What needs no command, or says which there are."""
+    parser = CommandParser()
+    first = line.command or (line.others[0] if line.others else "")
+    if first in ("-h", "--help"):
+        print(help_text(), end="")
+    elif first == "--version":
+        print(f"lightning_trainer {_version()}")
+    elif line.command:
+        near = get_close_matches(first, COMMANDS)
+        every = f": the commands are {', '.join(COMMANDS)}"
+        parser.error(f"there is no command `{first}`{did_you_mean(near) or every}")
+    else:
+        if not (first or line.configs):
+            sys.stderr.write(help_text() + "\n")
+        near = get_close_matches(first, ["--help", "--version"])
+        parser.error(f"no command before the options: give one, e.g. `fit`{did_you_mean(near)}")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("lightning_trainer")
+    except metadata.PackageNotFoundError:
+        return VERSION
+
+
+def _check_config_files(line: CommandLine) -> None:
+    """Refuses files that can't be read, before the seconds that torch takes."""
+    for name in line.configs:
         is_yaml_itself = ": " in name or "{" in name
         is_local = name.endswith((".yaml", ".yml")) and "://" not in name
-        if is_local and not is_yaml_itself and not Path(name).expanduser().exists():
-            CommandParser(argv[0]).error(f"`--config` is {name!r}: there is no such file")
+        if not is_local or is_yaml_itself:
+            continue
+        path = Path(name).expanduser()
+        fault = _syntax_error(path) if path.exists() else ": there is no such file"
+        if fault:
+            CommandParser(line.command).error(f"`--config` is {name!r}{fault}")
+
+
+def _syntax_error(path: Path) -> str:
+    """Where and why a file is not YAML; empty if it is, or can't be read."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        list(yaml.parse(path.read_bytes(), Loader=loader))
+    except OSError:  # told by the parser
+        return ""
+    except yaml.MarkedYAMLError as ex:
+        where = f" in line {ex.problem_mark.line + 1}" if ex.problem_mark else ""
+        return f", which is not YAML{where}: {ex.problem or ex.context}"
+    except (yaml.YAMLError, ValueError) as ex:
+        return f", which is not YAML: {' '.join(str(ex).split())}"
+    return ""
+
+
+if __name__ == "__main__":
+    main()

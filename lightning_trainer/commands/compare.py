@@ -29,6 +29,26 @@ def compare(argv: list[str]) -> int:
     Args:
         argv: Command line after `compare`.
     """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        records = find_records(options.sessions, Path(options.folder))
+        print(_side_by_side(records), end="", flush=True)
+        curves = read_curves(records, options.number)
+    except (OSError, ValueError) as ex:
+        parser.error(str(ex))
+    from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
+
+    try:
+        draw_curves(curves, options.smooth, options.output)
+    except (OSError, ValueError) as ex:
+        reason = ex.strerror if isinstance(ex, OSError) else ex
+        parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
+    print(f"Curves: {options.output}")
+    return 0
+
+
+def _parser() -> CommandParser:
     parser = CommandParser("compare", description=_DESCRIPTION)
     parser.add_argument(
         "sessions",
@@ -62,22 +82,7 @@ def compare(argv: list[str]) -> int:
         metavar="FILE",
         help="the picture: .png, .pdf or .svg (default: compare.png)",
     )
-    options = parser.parse_args(argv)
-    try:
-        records = find_records(options.sessions, Path(options.folder))
-        print(_side_by_side(records), end="", flush=True)
-        curves = read_curves(records, options.number)
-    except (OSError, ValueError) as ex:
-        parser.error(str(ex))
-    from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
-
-    try:
-        draw_curves(curves, options.smooth, options.output)
-    except (OSError, ValueError) as ex:
-        reason = ex.strerror if isinstance(ex, OSError) else ex
-        parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
-    print(f"Curves: {options.output}")
-    return 0
+    return parser
 
 
 def _weight(text: str) -> float:

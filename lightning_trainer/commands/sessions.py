@@ -22,9 +22,8 @@ from lightning_trainer.session.record import FAILED, FINISHED, INTERRUPTED, NAME
 
 _DESCRIPTION = """Lists all sessions of a folder, with the settings in which they differ.
 
-The state is what is really so: running (its process lives), finished, interrupted (by a signal, or
-killed; it can be gone on with) or failed (by an error). Sessions in folders one level below are
-listed as well.
+The state is running (its process lives), finished, interrupted (by a signal, or killed; it can go
+on) or failed (by an error). Sessions in folders one level below are listed as well.
 """
 _COLUMNS = """columns: session, tag, started, state, iterations, max_steps, score, best, at (its
 iteration), examples_per_s, hours, commit (+: uncommitted changes), and options such as
@@ -38,35 +37,14 @@ def sessions(argv: list[str]) -> int:
     Args:
         argv: Command line after `sessions`.
     """
-    parser = CommandParser(
-        "sessions",
-        description=_DESCRIPTION,
-        epilog=_COLUMNS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        default="experiments",
-        metavar="FOLDER",
-        help="what holds the session folders (default: experiments)",
-    )
-    parser.add_argument(
-        "--sort", default="started", metavar="COLUMN", help="-COLUMN puts the highest first"
-    )
-    parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
-    parser.add_argument(
-        "--state",
-        choices=(RUNNING, FINISHED, INTERRUPTED, FAILED),
-        help="only those that are so",
-    )
-    parser.add_argument(
-        "--format",
-        choices=("table", "csv", "json", "markdown"),
-        default="table",
-        help="csv and json have every column, and numbers in full",
-    )
-    options = parser.parse_args(_join_sort(argv))
+    parser = _parser()
+    words = iter(argv)
+    # argparse would take the value of `--sort -best` for an option.
+    joined = [
+        f"--sort={column}" if word == "--sort" and (column := next(words, "")) else word
+        for word in words
+    ]
+    options = parser.parse_args(joined)
     try:
         records = [Record.read(path) for path in find_sessions(Path(options.folder))]
         records = [
@@ -86,15 +64,33 @@ def sessions(argv: list[str]) -> int:
     return 0
 
 
-def _join_sort(argv: list[str]) -> list[str]:
-    """Lets `--sort -best` be typed, which argparse would take for two options."""
-    joined: list[str] = []
-    for word in argv:
-        if joined and joined[-1] == "--sort":
-            joined[-1] = f"--sort={word}"
-        else:
-            joined.append(word)
-    return joined
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "sessions",
+        description=_DESCRIPTION,
+        epilog=_COLUMNS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        default="experiments",
+        metavar="FOLDER",
+        help="what holds the session folders (default: experiments)",
+    )
+    parser.add_argument(
+        "--sort", default="started", metavar="COLUMN", help="-COLUMN puts the highest first"
+    )
+    parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
+    states = (RUNNING, FINISHED, INTERRUPTED, FAILED)
+    parser.add_argument("--state", choices=states, help="only sessions in this state")
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "json", "markdown"),
+        default="table",
+        help="csv and json have every column, and numbers in full",
+    )
+    return parser
 
 
 def find_sessions(folder: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """Keeps run.json, what a run says of itself, up to date."""
 
 import math
-import socket
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +10,8 @@ from lightning_trainer.report.loggers import warn_of_disk
 from lightning_trainer.report.summary import signal_of
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import KEY
-from lightning_trainer.session.run_record import RunRecord
-from lightning_trainer.session.secrets import hide, secret_texts
+from lightning_trainer.session.run_record import RunRecord, describe, process_name
+from lightning_trainer.session.secrets import secret_texts
 
 
 class RecordRun(RunCallback):
@@ -39,19 +38,19 @@ class RecordRun(RunCallback):
         self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Writes what the checkpoint says, its times of now included."""
-        self._write(trainer, times=checkpoint[KEY]["times"])
+        self._write(trainer, checkpoint[KEY]["times"])
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Notes the end of a run whose last checkpoint is written."""
         reason, by = f"all {self.run.iteration} iterations are done", ""
         if self.run.iteration < self.run.n_iterations:
             reason, by = "it was stopped early", "a callback or `trainer.max_time`"
-        self._write(trainer, state="finished", reason=reason, by=by)
+        self._end(trainer, "finished", reason, by)
 
     def teardown(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Notes the end of an evaluation."""
         if trainer.state.fn != "fit" and self._record and self._record.state == "running":
-            self._write(trainer, state="finished")
+            self._end(trainer, "finished")
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -59,32 +58,33 @@ class RecordRun(RunCallback):
         """Notes the signal or the error that ends the run."""
         name = "SIGINT" if isinstance(exception, KeyboardInterrupt) else signal_of(exception)
         if name:
-            self._write(trainer, state="interrupted", reason=name, by="signal")
-            return
-        first_line = str(exception).strip().partition("\n")[0]
-        reason = hide(f"{type(exception).__name__}: {first_line}", secret_texts({}))
-        by = f"process {trainer.global_rank} on {socket.gethostname()}"
-        self._write(trainer, state="failed", reason=reason, by=by)
+            self._end(trainer, "interrupted", name, "signal")
+        else:
+            reason = describe(exception, secret_texts(self.run.settings))
+            self._end(trainer, "failed", reason, process_name())
 
     def _begin(self, trainer: pl.Trainer) -> None:
         if self.run.is_sessions_own and trainer.is_global_zero:
-            self._record = RunRecord(command=str(trainer.state.fn))
+            self._record = RunRecord(command=str(trainer.state.fn.value))
             self._write(trainer)
 
-    def _write(self, trainer: pl.Trainer, **news: Any) -> None:
+    def _end(self, trainer: pl.Trainer, state: Any, reason: str = "", by: str = "") -> None:
+        if self._record is not None:
+            self._record.end(state, reason, by)
+            self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer, times: dict[str, Any] | None = None) -> None:
         if self._record is None:
             return
         run, record = self.run, self._record
         if trainer.state.fn == "fit":
             record.iteration = run.iteration
-            record.times = asdict(run.times)
+            record.times = times or asdict(run.times)
             if math.isfinite(run.n_iterations):
                 record.n_iterations = int(run.n_iterations)
             if best := run.best:
                 name, mode, score, iteration = best.name, best.mode, best.score, best.iteration
                 record.score = {"name": name, "mode": mode, "best": score, "iteration": iteration}
-        for name, value in news.items():
-            setattr(record, name, value)
         try:
             record.write(run.session.path)
         except OSError as ex:

@@ -15,6 +15,7 @@ from typing import Any
 from lightning_trainer.session.secrets import hide, hide_in_command
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
+_MODULE = Path(__file__).parents[1] / "__main__.py"
 _JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 # Untracked files up to this size go into the patch; larger ones are data rather than code.
 _PATCH_FILE_BYTES = 100_000
@@ -31,7 +32,13 @@ def job_id() -> str | None:
 
 def shown_command(argv: Sequence[str], secrets: Sequence[str] = ()) -> str:
     """What was typed, with *** in place of secrets."""
-    return shlex.join(["python", sys.argv[0], *hide_in_command(argv, secrets)])
+    return shlex.join(["python", *program(), *hide_in_command(argv, secrets)])
+
+
+def program() -> list[str]:
+    """What was typed after `python`: the script, or `-m lightning_trainer`."""
+    is_module = Path(sys.argv[0]).absolute() == _MODULE
+    return ["-m", _MODULE.parent.name] if is_module else [sys.argv[0]]
 
 
 def describe_environment(command: str, n_processes: int, sessions: Path) -> dict[str, Any]:
@@ -92,8 +99,8 @@ def uncommitted_changes(sessions: Path, secrets: Sequence[str] = ()) -> str:
 
 
 def _code_folder() -> Path:
-    """Where the program lies that was started; its repository is that of the user's code."""
-    return Path(sys.argv[0]).absolute().parent
+    """Where the script lies that was started; its repository is that of the user's code."""
+    return Path(program()[-1]).absolute().parent
 
 
 @functools.cache

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import socket
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from lightning_trainer.session.checkpoint_header import find_fault, reach
+from lightning_trainer.session.environment import program
 from lightning_trainer.session.settings import differences, read_yaml, replace_text
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
@@ -202,8 +202,9 @@ def check_tag(tag: str | None) -> None:
 
 def go_on_command(command: str, path: Path) -> str:
     """What to type to run `command` (fit, test, ...) on a session folder."""
-    script = os.path.relpath(sys.argv[0])
-    return f"python {shlex.quote(script)} {command} --ckpt_path {shlex.quote(str(path))}"
+    *module, script = program()
+    script = script if module else os.path.relpath(script)
+    return shlex.join(["python", *module, script, command, "--ckpt_path", str(path)])
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:

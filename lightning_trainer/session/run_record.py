@@ -1,13 +1,16 @@
 """run.json: what a run says of itself, for those who look at its folder."""
 
+import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_trainer.session.secrets import hide
 from lightning_trainer.session.settings import replace_text
 
 _NAME = "run.json"
@@ -66,6 +69,12 @@ class RunRecord:
         self.updated = _now()
         replace_text(folder / _NAME, json.dumps(asdict(self), indent=2) + "\n")
 
+    def end(
+        self, state: Literal["finished", "interrupted", "failed"], reason: str, by: str
+    ) -> None:
+        """Notes how the run has ended."""
+        self.state, self.reason, self.by = state, reason, by
+
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
         """What a run has written; None if it is missing, damaged or of a newer version."""
@@ -79,3 +88,33 @@ class RunRecord:
         known: dict[str, Any] = {f.name: content.get(f.name) for f in fields(cls)}
         typed = all(type(value) in _TYPES[name] for name, value in known.items())
         return cls(**known) if typed else None
+
+
+def note_failure(folder: Path, command: str, ex: BaseException, secrets: Iterable[str]) -> None:
+    """Notes an error that came before training had started, or that the run has noted itself.
+
+    A session that has come to its end stays so: nothing was left to do.
+
+    Args:
+        folder: The session's.
+        command: "fit", "test", ...
+        ex: The error.
+        secrets: Texts that the record must not show.
+    """
+    record = RunRecord.read(folder) or RunRecord(command=command)
+    if record.state == "finished":
+        return
+    record.end("failed", describe(ex, secrets), process_name())
+    with contextlib.suppress(OSError):  # of a full disk, which may be the error
+        record.write(folder)
+
+
+def describe(ex: BaseException, secrets: Iterable[str]) -> str:
+    """An error in one line, e.g. "ValueError: ...", with *** in place of secrets."""
+    first_line = str(ex).strip().partition("\n")[0]
+    return hide(f"{type(ex).__name__}: {first_line}", secrets)
+
+
+def process_name() -> str:
+    """E.g. "process 1234 on node1"."""
+    return f"process {os.getpid()} on {socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""What is shown when a run fails: one line, or a traceback, of the process that failed first."""
+"""Shows the failure of a run: one line or a traceback, of the process that failed first."""
 
 import contextlib
 import errno
@@ -11,9 +11,12 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch.distributed as dist
 
-from lightning_trainer.start.parser import root_cause
+from lightning_trainer.internals import root_cause
 
 FILE_NAME = "failure.txt"
+
+_OWN = Path(__file__).parent.parent
+_PYTHON = Path(traceback.__file__).parent
 
 # Faults of the machine, for which no line of code is to blame.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
@@ -30,10 +33,10 @@ _TIMED_OUT = (
 
 
 def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer | None) -> None:
-    """Prints what went wrong.
+    """Prints the error.
 
-    Of several processes the first one prints last what the one that failed first had to say, which
-    leaves it in failure.txt: the others only lose contact with it.
+    Where several processes take part, the one that fails first writes its error into failure.txt.
+    The others only lose contact with it. The first process prints that file as its last words.
 
     Args:
         ex: What was raised.
@@ -54,7 +57,7 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
 
 
 def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:
-    """What this process has to print."""
+    """The text that this process has to print; empty if another one prints it."""
     lost_contact = isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT)
     if "timed out" in str(cause).lower():
         text += _TIMED_OUT
@@ -83,10 +86,10 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
 
 
 def _is_explained(ex: BaseException) -> bool:
-    """Whether the message says it all: everything else is a fault in code, with its traceback.
+    """Whether the message is enough, without a traceback.
 
-    That is what the machine is to blame for, what the layer raised on purpose, and what anyone
-    raised on purpose before the first batch.
+    It is for faults of the machine, for errors that the layer raises on purpose, and for those that
+    anyone raises on purpose before the first batch. The rest are faults in code.
     """
     if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
         return True
@@ -99,7 +102,7 @@ def _is_explained(ex: BaseException) -> bool:
 
 
 def _message(ex: BaseException) -> str:
-    """The message, and where in the project, if a library that it calls raised it."""
+    """The message, with the place in the project if a library raised it there."""
     frames = traceback.extract_tb(ex.__traceback__)
     ours = [frame for frame in frames if _is_of_project(frame.filename)]
     if not (ours and _is_package(Path(frames[-1].filename))):
@@ -108,7 +111,7 @@ def _message(ex: BaseException) -> str:
 
 
 def _traceback(ex: BaseException) -> str:
-    """From the project's code on, if it is in it: the calls above are the same for every error."""
+    """Begins in the project's code, if it is there: the calls above are always the same."""
     begin = ex.__traceback__
     while begin is not None and not _is_of_project(begin.tb_frame.f_code.co_filename):
         begin = begin.tb_next
@@ -123,7 +126,3 @@ def _is_of_project(file: str) -> bool:
 
 def _is_package(path: Path) -> bool:
     return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-
-
-_OWN = Path(__file__).parent.parent
-_PYTHON = Path(traceback.__file__).parent

@@ -1,4 +1,4 @@
-"""What the launchers (Lightning's own, torchrun, SLURM) tell a process about the others."""
+"""Reads from the launchers' variables (Lightning's own, torchrun, SLURM) which process this is."""
 
 import os
 import random
@@ -23,7 +23,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        time.sleep(_PATIENCE_S)  # for what it has to say itself
+        time.sleep(_PATIENCE_S)  # it may have an error of its own to print
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,36 +1,10 @@
-"""What others print, and a user need not read."""
+"""Silences Lightning's chatter and known harmless warnings."""
 
 import contextlib
 import logging
 import threading
 import warnings
 from collections.abc import Iterator
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps Lightning's chatter and warnings that are known to be harmless from the user."""
-
-    def say_unless_told(args: threading.ExceptHookArgs) -> None:
-        # TensorBoard's thread ends with it on a full disk; the logger tells.
-        if not isinstance(args.exc_value, OSError):
-            threading.__excepthook__(args)
-
-    before_hook, threading.excepthook = threading.excepthook, say_unless_told
-    names = ("lightning.pytorch", "lightning.fabric")
-    before = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        for message in _HARMLESS:
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            for name in names:
-                logging.getLogger(name).setLevel(logging.WARNING)
-            yield
-        finally:
-            threading.excepthook = before_hook
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)
-
 
 _HARMLESS = (
     # The summary says it where data really is slow.
@@ -48,3 +22,28 @@ _HARMLESS = (
     # Results are already those of all processes.
     ".*recommended to use `self.log.*sync_dist=True",
 )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences them until the block ends."""
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        # On a full disk an OSError ends TensorBoard's thread. The logger prints its own message.
+        if not isinstance(args.exc_value, OSError):
+            threading.__excepthook__(args)
+
+    before_hook, threading.excepthook = threading.excepthook, show
+    names = ("lightning.pytorch", "lightning.fabric")
+    before = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        for message in _HARMLESS:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            for name in names:
+                logging.getLogger(name).setLevel(logging.WARNING)
+            yield
+        finally:
+            threading.excepthook = before_hook
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,4 +1,4 @@
-"""What of a configuration can be seen to fail before there is a folder."""
+"""Refuses settings that can't work, before there is a session folder."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from lightning_trainer.start.parser import check_nulls
 
 
 def check_settings(config: Any, command: str, restart: Restart | None) -> None:
-    """Refuses it.
+    """Checks the settings of a command.
 
     Args:
-        config: The settings of the command.
+        config: As jsonargparse has them.
         command: "fit", "test", ...
         restart: What the run starts from, if anything.
 
     Raises:
-        ValueError: Says what is wrong, the value and the remedy.
+        ValueError: Names the setting, its value and the remedy.
     """
     check_tag(config.tag)
     if not config.output_path:

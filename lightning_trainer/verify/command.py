@@ -3,6 +3,7 @@
 python cli.py verify --config configs/digits.yaml
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from lightning_trainer.commands.options import CommandLine, CommandParser
 from lightning_trainer.verify.comparison import (
     Comparison,
     Difference,
@@ -19,8 +21,7 @@ from lightning_trainer.verify.comparison import (
 )
 from lightning_trainer.verify.kills import Run, draw_moments
 
-_USAGE = """usage: python cli.py verify --config FILE [--OPTION VALUE ...]
-
+_DESCRIPTION = """\
 Proves that a restart of your project is exact: trains a few iterations, trains them again in a run
 that is killed at several moments and goes on each time, and compares the two bitwise. Says what
 differs first, and the usual causes. Takes the options of `fit`, which win over its own:
@@ -88,19 +89,24 @@ def verify(argv: list[str]) -> int:
     Args:
         argv: Command line after `verify`: options of `fit`.
     """
-    if "--help" in argv or "-h" in argv:
-        print(_USAGE.format(settings="\n    ".join(_SETTINGS)), end="")
-        return 0
-    if any(argument.partition("=")[0] == "--ckpt_path" for argument in argv):
-        return _refuse(
-            "`verify` takes no `--ckpt_path`: it makes sessions of its own, leave it out"
-        )
+    parser = CommandParser(
+        "verify",
+        usage="%(prog)s --config FILE [--OPTION VALUE ...]",
+        description=_DESCRIPTION.format(settings="\n    ".join(_SETTINGS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_known_args(argv)  # for `--help`
+    if CommandLine.read(argv).ckpt_path:
+        parser.error("`verify` takes no `--ckpt_path`: it makes sessions of its own, leave it out")
     if not argv:
-        return _refuse("`verify` needs to know the project: give `--config FILE`")
+        parser.error("`verify` needs to know the project: give `--config FILE`")
     folder = Path(tempfile.mkdtemp(prefix="verify_"))
     code = 1
     try:
-        code = _compare_runs(argv, folder)
+        code = _compare_runs(argv, folder, parser)
+    except SystemExit:  # refused by the parser
+        code = 2
+        raise
     except subprocess.CalledProcessError as ex:
         print(ex.output, file=sys.stderr)
         code = 2 if (ex.cmd, ex.returncode) == ("fit", 2) else 1  # refused its options
@@ -116,12 +122,7 @@ def verify(argv: list[str]) -> int:
     return code
 
 
-def _refuse(message: str) -> int:
-    print(f"error: {message}\n(more: python cli.py verify --help)", file=sys.stderr)
-    return 2
-
-
-def _compare_runs(argv: list[str], folder: Path) -> int:
+def _compare_runs(argv: list[str], folder: Path, parser: CommandParser) -> int:
     """Trains twice, compares, and says what was found; returns the exit code.
 
     Raises:
@@ -136,7 +137,7 @@ def _compare_runs(argv: list[str], folder: Path) -> int:
     reference = Run(folder / "reference", [*_SETTINGS, *argv], report).finish()
     moments = draw_moments(reference)
     if not moments or not (reference / "checkpoints/last.ckpt").exists():
-        return _refuse("nothing to verify: the run has too few iterations or no checkpoints")
+        parser.error("nothing to verify: the run has too few iterations or no checkpoints")
     n_iterations = read_trail(reference / "trail_rank0.jsonl")[-1]["iteration"]
     report(f"ended at iteration {n_iterations}; train again, with {len(moments)} kills")
     run = Run(folder / "killed", [*_SETTINGS, *argv], report)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lightning_trainer.checkpoints.restart import Restart
+from lightning_trainer.session.environment import program
 from lightning_trainer.verify.comparison import Line, parse_trail, read_printed, read_trail
 
 _POLL_S = 0.002  # an iteration may take no more than a few of these
@@ -116,7 +117,7 @@ class Run:
         options = ["--ckpt_path", str(self.session)] if self.kills else self._options
         with self._output.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, sys.argv[0], "fit", *options],
+                [sys.executable, *program(), "fit", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -18,8 +18,6 @@ import yaml
 from conftest import CONFIG, ROOT, BaseModule, TinyData, TinyModule, run_process
 from torch import nn
 
-from lightning_trainer.commands.options import option_values, split_configs
-from lightning_trainer.session.checkpoint_header import KEY
 from lightning_trainer.start.cli import main
 
 
@@ -305,35 +303,6 @@ def test_printing_the_config_makes_no_session(run, config, done, sessions):
     assert code == 0
     assert yaml.safe_load(out)["trainer"] == {**settings(done)["trainer"], "max_steps": 99}
     assert contents(done) == before
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        ("fit --a 1 --config x --b", ("--config x", "fit --a 1 --b")),
-        ("fit -c x --a --config=y -c=z", ("-c x --config=y -c=z", "fit --a")),
-        ("fit", ("", "fit")),
-        ("", ("", "")),
-        ("fit --config", ("--config", "fit")),
-    ],
-)
-def test_config_files_are_told_from_the_rest_in_their_order(argv, expected):
-    assert split_configs(argv.split()) == tuple(part.split() for part in expected)
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        ("fit --a 1", ["1"]),
-        ("fit --a=1", ["1"]),
-        ("fit --a=x=y", ["x=y"]),
-        ("fit --a 1 -b 2 --a 3", ["1", "3"]),
-        ("fit --ab 1", []),
-        ("fit --a", []),
-    ],
-)
-def test_the_values_of_an_option_are_found(argv, expected):
-    assert option_values(argv.split(), "--a") == expected
 
 
 def test_callbacks_and_loggers_of_a_file_add_to_the_built_in_ones(run, fit, tmp_path):
@@ -680,8 +649,7 @@ def test_what_is_no_checkpoint_is_named(run, config, sessions, tmp_path, write, 
 
 def test_a_checkpoint_without_settings_needs_a_config(run, whole, tmp_path):
     checkpoint = torch.load(whole / "checkpoints" / "last.ckpt")
-    for key in ("session_config", KEY):
-        checkpoint.pop(key, None)
+    del checkpoint["session_config"]
     (tmp_path / "a" / "b").mkdir(parents=True)
     torch.save(checkpoint, tmp_path / "a" / "b" / "x.ckpt")
     code, _, err = run("fit", "--ckpt_path", tmp_path / "a" / "b" / "x.ckpt")

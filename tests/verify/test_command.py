@@ -162,7 +162,8 @@ def test_a_run_that_could_not_be_killed_is_not_verified(kept, capsys, monkeypatc
 def test_a_run_without_iterations_is_refused(kept, capsys, monkeypatch):
     monkeypatch.setattr(verify_module, "Run", FakeRun)
     monkeypatch.setattr(verify_module, "draw_moments", lambda _: [])
-    assert verify(["--config=a.yaml"]) == 2
+    with pytest.raises(SystemExit, match=r"^2$"):
+        verify(["--config=a.yaml"])
     assert "nothing to verify" in capsys.readouterr().err
     assert kept() == []
 

@@ -1,0 +1,6 @@
+"""As cli.py: python -m lightning_trainer fit --config configs/digits.yaml."""
+
+from lightning_trainer.main import main
+
+if __name__ == "__main__":
+    main()

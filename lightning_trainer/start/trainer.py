@@ -1,0 +1,112 @@
+"""The trainer of a run: what the settings name, with the session's own parts."""
+
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from lightning.pytorch.strategies import DDPStrategy
+
+from lightning_trainer.checkpoints.files import AtomicCheckpointIO
+from lightning_trainer.internals import skip_empty_hooks, without_profiler
+from lightning_trainer.report.loggers import MetricsFile, SessionTensorBoard
+from lightning_trainer.run.state import RunState
+from lightning_trainer.session.folder import Session
+from lightning_trainer.start.callbacks import all_callbacks
+from lightning_trainer.start.launch import layout, n_processes
+from lightning_trainer.start.opening import Request
+
+DEFAULTS = {
+    "max_steps": 10_000,
+    "max_epochs": -1,
+    "val_check_interval": 500,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 100,
+    # The log lines, the parameter count and TensorBoard's table of runs are the layer's own.
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_autolog_hparams": False,
+}
+
+
+def run_state(config: Any, session: Session, request: Request, is_guest: bool) -> RunState:
+    """What the callbacks will share.
+
+    Args:
+        config: The command's settings, with objects in place of class paths.
+        session: The run's folder.
+        request: What the command line asks for.
+        is_guest: Whether nothing may be written in the folder.
+    """
+    restart = request.restart
+    return RunState(
+        session,
+        request.settings,
+        config.save_minutes,
+        config.on_non_finite,
+        saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,
+        is_sessions_own=not is_guest and request.records,
+        restored_iteration=restart.iteration if restart else 0,
+    )
+
+
+def trainer_arguments(
+    config: Any, run: RunState, request: Request, is_guest: bool
+) -> dict[str, Any]:
+    """Arguments of `pl.Trainer` that replace those of the same name in the settings.
+
+    Args:
+        config: The command's settings, with objects in place of class paths.
+        run: What the callbacks share.
+        request: What the command line asks for.
+        is_guest: Whether nothing may be logged in the folder.
+    """
+    trainer = config.trainer
+    arguments: dict[str, Any] = {
+        "logger": [*_loggers(run.session, request, is_guest), *_as_list(trainer.logger)],
+        "callbacks": all_callbacks(run, _as_list(trainer.callbacks)),
+        "plugins": [AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
+        "default_root_dir": trainer.default_root_dir or str(run.session.path),
+    }
+    if trainer.devices == "auto" and trainer.num_nodes == 1:
+        arguments |= layout()
+    if trainer.strategy == "auto" and n_processes(request.settings["trainer"]) > 1:
+        timeout = timedelta(minutes=config.timeout_minutes)
+        arguments["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
+    if trainer.profiler is None:
+        arguments["profiler"] = without_profiler()
+    return arguments
+
+
+def adapt(trainer: pl.Trainer, has_profiler: bool) -> None:
+    """Makes the steps cheaper, and has a profile written into the session folder.
+
+    Args:
+        trainer: As Lightning has made it.
+        has_profiler: Whether the settings name one, which without a file would only print.
+    """
+    skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    if has_profiler and not profiler.filename:
+        profiler.filename = "profile"
+
+
+def _loggers(session: Session, request: Request, is_guest: bool) -> list[Logger]:
+    if is_guest:
+        return [DummyLogger()]
+    before = request.continued
+    purge_step = before.iteration + 1 if before else None
+    return [SessionTensorBoard(session, purge_step), MetricsFile(session, purge_step)]
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """SLURM's environment, if it is there; StopOnSignal asks for the job to be queued again."""
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+
+
+def _as_list(value: Any) -> list[Any]:
+    """What the settings name, as a list; true and false stand for nothing."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,139 @@
+"""What needs no command is answered at once, without torch."""
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+from conftest import ROOT
+
+from lightning_trainer.commands.registry import COMMANDS, help_text
+from lightning_trainer.session.environment import shown_command
+from lightning_trainer.session.folder import go_on_command
+
+WITHOUT_TORCH = (
+    "import sys; from lightning_trainer.main import main; "
+    "sys.modules['torch'] = sys.modules['lightning'] = None; main()"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "out", "err"),
+    [
+        (["--help"], 0, help_text(), ""),
+        (["-h"], 0, help_text(), ""),
+        (["--version"], 0, f"lightning_trainer {metadata.version('lightning_trainer')}\n", ""),
+        (
+            ["fit", "--config", "no.yaml"],
+            2,
+            "",
+            "error: `--config` is 'no.yaml': there is no such file\n"
+            "(more: python cli.py fit --help)\n",
+        ),
+        (
+            ["sesions"],
+            2,
+            "",
+            "error: there is no command `sesions`. Did you mean `sessions`?\n"
+            "(more: python cli.py --help)\n",
+        ),
+        (
+            ["foo"],
+            2,
+            "",
+            f"error: there is no command `foo`: the commands are {', '.join(COMMANDS)}\n"
+            "(more: python cli.py --help)\n",
+        ),
+        (
+            [],
+            2,
+            "",
+            f"{help_text()}\nerror: no command before the options: give one, e.g. `fit`\n"
+            "(more: python cli.py --help)\n",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_version_and_mistakes_take_no_import_of_torch(arguments, code, out, err):
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, out, err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["--versio"], "`--version`"),
+        (["--hlep"], "`--help`"),
+        (["predictt"], "`predict`"),
+        (["comapre", "a", "b"], "`compare`"),
+        (["verfy", "--config", "x.yaml"], "`verify`"),
+    ],
+)
+def test_near_names_are_those_of_all_commands(run, arguments, near):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0].endswith(f"Did you mean {near}?")
+
+
+@pytest.mark.parametrize("arguments", [["--tag", "x", "fit"], ["--config", "x.yaml"]])
+def test_an_option_before_the_command_is_one_message(run, arguments):
+    assert run(*arguments) == (
+        2,
+        "",
+        "error: no command before the options: give one, e.g. `fit`\n"
+        "(more: python cli.py --help)\n",
+    )
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(run, monkeypatch):
+    def find_none(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", find_none)
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert run("--version") == (0, f"lightning_trainer {version[1]}\n", "")
+
+
+@pytest.mark.parametrize("module", ["lightning_trainer", "lightning_trainer.main"])
+def test_the_package_itself_can_be_started(module, tmp_path):
+    (tmp_path / "cli.py").touch()
+    ended = subprocess.run(
+        [sys.executable, "-m", module, "new", "shapes"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "projects/shapes/module.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"a: 1\nb: [1, 2\nc: 3\n", "which is not YAML in line 3: "),
+        (b"a: 1\n\tb: 2\n", "which is not YAML in line 2: "),
+        (b"a: \xff\n", "which is not YAML: "),
+        (b"a: \x00\n", "which is not YAML"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "verify"])
+def test_a_file_that_is_not_yaml_is_named_with_the_line(run, tmp_path, content, fault, command):
+    (tmp_path / "fine.yaml").write_text("tag: a\n")
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    code, out, err = run(command, "--config", tmp_path / "fine.yaml", f"--config={path}")
+    assert (code, out, len(err.splitlines())) == (2, "", 2)
+    assert err.startswith(f"error: `--config` is {str(path)!r}, {fault}")
+    assert "unicode string" not in err
+
+
+def test_the_recorded_command_is_the_one_that_started_the_package(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "lightning_trainer/__main__.py"), "fit"])
+    assert shown_command(["fit"]) == "python -m lightning_trainer fit"
+    assert go_on_command("test", ROOT / "a b") == (
+        f"python -m lightning_trainer test --ckpt_path '{ROOT / 'a b'}'"
+    )

@@ -1,5 +1,6 @@
 """One tiny project, and how the tests run it."""
 
+import gc
 import os
 import random
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import ForkedProcess
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -146,9 +148,14 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DrawCurves, "_begin", lambda self: None)
 
 
-def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:
-    """Starts `python cli.py` in a process of its own, from the root of the repository."""
-    return subprocess.Popen(
+def start_process(*args: object, fork: bool = True, **options: Any) -> subprocess.Popen[str]:
+    """Starts `python cli.py` in a process of its own, from the root of the repository.
+
+    Args:
+        fork: Whether it is forked, which spares the imports; else Python is started.
+    """
+    start = ForkedProcess if fork else subprocess.Popen
+    return start(
         [sys.executable, "cli.py", *map(str, args)],
         cwd=ROOT,
         text=True,
@@ -156,8 +163,19 @@ def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def run_process(*args: object) -> subprocess.CompletedProcess[str]:
+def run_process(*args: object, fork: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs it to its end."""
-    process = start_process(*args)
+    process = start_process(*args, fork=fork)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what lives as long as the tests: modules, and the tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Lets go of it, as libraries complain of what they find at the end."""
+    gc.unfreeze()

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TinyData, TinyDataset, TinyModule, run_process
-from test_exact_restart import result, same
+from restarts import result, same
 from torch import nn
 
 FLAGS = ["--data.n_samples=28", "--trainer.max_steps=8"]

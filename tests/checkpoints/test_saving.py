@@ -11,8 +11,8 @@ import pytest
 import scripted
 import torch
 import yaml
+from restarts import Killed, kill_at, result, same
 from scripted import PROJECT, validated
-from test_exact_restart import Killed, kill_at, result, same
 
 from lightning_trainer.checkpoints import saving as checkpoints
 from lightning_trainer.checkpoints.files import copy_to_host

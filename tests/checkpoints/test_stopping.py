@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import TinyModule, start_process
-from test_exact_restart import result, same
+from restarts import result, same
 
 INTERVAL = "--trainer.val_check_interval"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -5,7 +5,8 @@ own: number, signals, current folder, environment and streams are as `subprocess
 It differs in three things: the seed of Python's hashes is the server's, no curves are drawn, and
 where it trains with a second process, Lightning's launcher gets that by a fork as well.
 
-Run as a script, this file is the server: python tests/forks.py SOCKET
+As a script, this file is the server: python tests/forks.py SOCKET
+or starts one forked process and waits for it: python tests/forks.py SOCKET SCRIPT [ARGUMENT ...]
 """
 
 import atexit
@@ -14,7 +15,9 @@ import functools
 import json
 import os
 import select
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -51,9 +54,13 @@ class _Forked(subprocess.Popen):
 class ForkedProcess(_Forked):
     """`subprocess.Popen` of a Python script; the server is its parent and tells how it ended."""
 
+    def __init__(self, *args: Any, address: str | None = None, **options: Any) -> None:
+        self._address = address or _start_server()
+        super().__init__(*args, **options)
+
     def _become(self, request: bytes, streams: list[int]) -> None:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._server.connect(_start_server())
+        self._server.connect(self._address)
         socket.send_fds(self._server, [request], streams)
         self.pid = int(self._server.recv(_MESSAGE_BYTES))
 
@@ -73,10 +80,6 @@ class ForkedProcess(_Forked):
             return None
 
 
-if not hasattr(os, "pidfd_open"):  # Linux only
-    ForkedProcess = subprocess.Popen  # type: ignore[assignment, misc]
-
-
 @functools.cache
 def _start_server() -> str:
     """Where the server of this process listens; it ends with this process."""
@@ -93,6 +96,26 @@ def _start_server() -> str:
     assert server.stdout.readline() == b"ready\n"
     _start_server.process = server  # type: ignore[attr-defined]  # keeps its stdin open
     return path
+
+
+_PYTHON = """\
+#!/bin/sh
+[ "$1" = -u ] && shift
+case "$1" in
+    *.py) FORKS_PYTHON="$0" exec {python} -S -E {forks} {socket} "$@" ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+
+
+def make_python(path: Path) -> None:
+    """Writes a command that runs scripts as `python` does, each in a forked process.
+
+    For shell scripts and launchers. It passes on how the process ended, but no signal to it.
+    """
+    names = {"python": sys.executable, "forks": __file__, "socket": _start_server()}
+    path.write_text(_PYTHON.format(**{name: shlex.quote(text) for name, text in names.items()}))
+    path.chmod(0o755)
 
 
 # The server ---------------------------------------------------------------------------------------
@@ -161,6 +184,7 @@ def _run(request: bytes, streams: list[int], path: list[str]) -> NoReturn:
     os.chdir(wanted["cwd"])
     os.environ.clear()
     os.environ.update(wanted["env"])
+    sys.executable = os.environ.pop("FORKS_PYTHON", sys.executable)
     script, *args = wanted["command"]
     sys.argv = [script, *args]
     folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
@@ -216,5 +240,15 @@ def _main() -> None:
     _run(*_serve(listener), path)
 
 
+def _wait_for_one(address: str, command: list[str]) -> None:
+    code = ForkedProcess([sys.executable, *command], address=address).wait()
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
 if __name__ == "__main__":
+    if sys.argv[2:]:
+        _wait_for_one(sys.argv[1], sys.argv[2:])
     _main()

@@ -47,7 +47,7 @@ def test_the_number_of_workers_changes_nothing(run, config, sessions, monkeypatc
 def test_a_process_killed_by_sigkill_goes_on_bitwise(run, config, sessions):
     # 400 iterations take about a second, long enough to be killed in.
     flags = ["--trainer.max_steps=400", "--trainer.val_check_interval=50", "--save_minutes=0"]
-    with start_process("fit", "--config", config, *flags) as process:
+    with start_process("fit", "--config", config, *flags, fork=False) as process:
         lines = iter(process.stdout.readline, "")
         assert any("Iteration     80/400" in line for line in lines)
         process.kill()

@@ -44,10 +44,10 @@ def is_alive(pid: int) -> bool:
     [
         (signal.SIGTERM, "group", False),
         (signal.SIGINT, "first", True),
-        (signal.SIGTERM, "second", True),
-        (signal.SIGINT, "group", True),
-        (signal.SIGHUP, "group", True),
-        (signal.SIGUSR1, "group", True),
+        pytest.param(signal.SIGTERM, "second", True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "group", True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "group", True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, "group", True, marks=pytest.mark.slow),
     ],
 )
 def test_both_processes_stop_at_the_same_iteration_whoever_gets_the_signal(

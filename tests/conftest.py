@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,52 @@ def run(config: Path, capfd: pytest.CaptureFixture[str]):
 def sessions(tmp_path: Path):
     """The session folders made so far, oldest first."""
     return lambda: sorted((tmp_path / "experiments").glob("session_*"), key=os.path.getmtime)
+
+
+@pytest.fixture
+def fit(run, config, sessions):
+    """Runs `fit` on the tiny config with more options; returns the session it made."""
+
+    def fit_(*options: object) -> Path:
+        before = sessions()
+        code, _, err = run("fit", "--config", config, *options)
+        assert code == 0, err
+        [session] = set(sessions()) - set(before)
+        return session
+
+    return fit_
+
+
+def fit_once(folder: Path, *options: str) -> Path:
+    file = folder / "tiny.yaml"
+    file.write_text(CONFIG.format(output_path=folder / "experiments"))
+    main(["fit", "--config", str(file), "--model", "tiny.Echo", *options])
+    [session] = (folder / "experiments").iterdir()
+    return session
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """The session of a run of 23 iterations. To be read only."""
+    return fit_once(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def first_half(tmp_path_factory) -> Path:
+    """The session of a run of 11 iterations, whose best one is not the last. To be read only."""
+    return fit_once(tmp_path_factory.mktemp("half"), "--trainer.max_steps", "11")
+
+
+@pytest.fixture
+def done(whole, tmp_path) -> Path:
+    """A copy of a session that has done all its 23 iterations."""
+    return Path(shutil.copytree(whole, tmp_path / "done"))
+
+
+@pytest.fixture
+def half(first_half, tmp_path) -> Path:
+    """A copy of a session that has done 11 iterations."""
+    return Path(shutil.copytree(first_half, tmp_path / "half"))
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forks import ForkedProcess
+from forks import ForkedProcess, stop_server
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -226,3 +226,4 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """Lets go of it, as libraries complain of what they find at the end."""
     gc.unfreeze()
+    stop_server()

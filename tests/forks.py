@@ -9,7 +9,6 @@ As a script, this file is the server: python tests/forks.py SOCKET
 or starts one forked process and waits for it: python tests/forks.py SOCKET SCRIPT [ARGUMENT ...]
 """
 
-import atexit
 import contextlib
 import functools
 import json
@@ -80,12 +79,13 @@ class ForkedProcess(_Forked):
             return None
 
 
+_servers: list[subprocess.Popen] = []
+
+
 @functools.cache
 def _start_server() -> str:
     """Where the server of this process listens; it ends with this process."""
-    folder = tempfile.mkdtemp(prefix="forks_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = f"{folder}/socket"
+    path = tempfile.mkdtemp(prefix="forks_") + "/socket"
     server = subprocess.Popen(
         [sys.executable, __file__, path],
         stdin=subprocess.PIPE,
@@ -94,8 +94,15 @@ def _start_server() -> str:
         start_new_session=True,
     )
     assert server.stdout.readline() == b"ready\n"
-    _start_server.process = server  # type: ignore[attr-defined]  # keeps its stdin open
+    _servers.append(server)
     return path
+
+
+def stop_server() -> None:
+    """At the end of the tests, if one has been started."""
+    for server in _servers:
+        server.communicate()
+        shutil.rmtree(Path(_start_server()).parent, ignore_errors=True)
 
 
 _PYTHON = """\

@@ -1,7 +1,9 @@
 """One tiny project, and how the tests run it."""
 
+import gc
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import ForkedProcess, stop_server
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -140,15 +143,66 @@ def sessions(tmp_path: Path):
     return lambda: sorted((tmp_path / "experiments").glob("session_*"), key=os.path.getmtime)
 
 
+@pytest.fixture
+def fit(run, config, sessions):
+    """Runs `fit` on the tiny config with more options; returns the session it made."""
+
+    def fit_(*options: object) -> Path:
+        before = sessions()
+        code, _, err = run("fit", "--config", config, *options)
+        assert code == 0, err
+        [session] = set(sessions()) - set(before)
+        return session
+
+    return fit_
+
+
+def fit_once(folder: Path, *options: str) -> Path:
+    file = folder / "tiny.yaml"
+    file.write_text(CONFIG.format(output_path=folder / "experiments"))
+    main(["fit", "--config", str(file), "--model", "tiny.Echo", *options])
+    [session] = (folder / "experiments").iterdir()
+    return session
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """The session of a run of 23 iterations. To be read only."""
+    return fit_once(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def first_half(tmp_path_factory) -> Path:
+    """The session of a run of 11 iterations, whose best one is not the last. To be read only."""
+    return fit_once(tmp_path_factory.mktemp("half"), "--trainer.max_steps", "11")
+
+
+@pytest.fixture
+def done(whole, tmp_path) -> Path:
+    """A copy of a session that has done all its 23 iterations."""
+    return Path(shutil.copytree(whole, tmp_path / "done"))
+
+
+@pytest.fixture
+def half(first_half, tmp_path) -> Path:
+    """A copy of a session that has done 11 iterations."""
+    return Path(shutil.copytree(first_half, tmp_path / "half"))
+
+
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the runs of this process the process that draws, which takes longer than they do."""
     monkeypatch.setattr(DrawCurves, "_begin", lambda self: None)
 
 
-def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:
-    """Starts `python cli.py` in a process of its own, from the root of the repository."""
-    return subprocess.Popen(
+def start_process(*args: object, fork: bool = True, **options: Any) -> subprocess.Popen[str]:
+    """Starts `python cli.py` in a process of its own, from the root of the repository.
+
+    Args:
+        fork: Whether it is forked, which spares the imports; else Python is started.
+    """
+    start = ForkedProcess if fork else subprocess.Popen
+    return start(
         [sys.executable, "cli.py", *map(str, args)],
         cwd=ROOT,
         text=True,
@@ -156,8 +210,20 @@ def start_process(*args: object, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def run_process(*args: object) -> subprocess.CompletedProcess[str]:
+def run_process(*args: object, fork: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs it to its end."""
-    process = start_process(*args)
+    process = start_process(*args, fork=fork)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what lives as long as the tests: modules, and the tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Lets go of it, as libraries complain of what they find at the end."""
+    gc.unfreeze()
+    stop_server()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_exact_restart import Killed, kill_at, result, same
+from restarts import Killed, kill_at, result, same
 
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.start.cli import main

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_exact_restart import Killed
+from restarts import Killed
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 

@@ -1,76 +1,11 @@
 """A run that is killed and goes on gives bitwise what an uninterrupted one gives."""
 
-import csv
 import os
 import signal
-import tempfile
-from pathlib import Path
 
 import pytest
-import torch
 from conftest import TinyModule, run_process, start_process
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-from lightning_trainer.checkpoints.saving import SaveCheckpoints
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it is saved."""
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def load(path: Path) -> dict:
-    """A checkpoint, a sharded one put together."""
-    if not path.is_dir():
-        return torch.load(path)
-    with tempfile.TemporaryDirectory() as folder:
-        dcp_to_torch_save(path, Path(folder, "whole.pt"))
-        sharded = torch.load(Path(folder, "whole.pt"))
-    optimiser = {name: value for name, value in sharded.items() if name != "state_dict"}
-    meta = torch.load(path / "meta.pt")
-    return {**meta, "state_dict": sharded["state_dict"], "optimizer_states": optimiser}
-
-
-def result(session: Path) -> dict:
-    """What must be the same: weights, optimiser, scheduler, best score, and every logged number."""
-    last, best = (load(session / f"checkpoints/{n}.ckpt") for n in ("last", "best"))
-    with (session / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    timeless = [
-        {name: value for name, value in row.items() if not name.startswith("timing/")}
-        for row in rows
-    ]
-    return {
-        "weights": last["state_dict"],
-        "optimiser": last["optimizer_states"],
-        "scheduler": last["lr_schedulers"],
-        "best": (best["global_step"], best["state_dict"]),
-        "score": last["lightning_trainer"]["best"],
-        "samples": last["loops"]["fit_loop"]["state_dict"]["combined_loader"],
-        "numbers": timeless,
-    }
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, hook: str, when) -> None:
-    """Makes the run die where `when(trainer)` holds, after the hook has done its work."""
-    original = getattr(SaveCheckpoints, hook)
-
-    def dying(self, trainer, *args, **kwargs):
-        original(self, trainer, *args, **kwargs)
-        if when(trainer) and not trainer.sanity_checking:
-            monkeypatch.setattr(SaveCheckpoints, hook, original)
-            raise Killed
-
-    monkeypatch.setattr(SaveCheckpoints, hook, dying)
+from restarts import Killed, kill_at, result, same
 
 
 @pytest.mark.parametrize(
@@ -112,7 +47,7 @@ def test_the_number_of_workers_changes_nothing(run, config, sessions, monkeypatc
 def test_a_process_killed_by_sigkill_goes_on_bitwise(run, config, sessions):
     # 400 iterations take about a second, long enough to be killed in.
     flags = ["--trainer.max_steps=400", "--trainer.val_check_interval=50", "--save_minutes=0"]
-    with start_process("fit", "--config", config, *flags) as process:
+    with start_process("fit", "--config", config, *flags, fork=False) as process:
         lines = iter(process.stdout.readline, "")
         assert any("Iteration     80/400" in line for line in lines)
         process.kill()

@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TinyData, TinyDataset, TinyModule, run_process
-from test_exact_restart import result, same
+from forks import ForkedProcess, make_python
+from restarts import result, same
 from torch import nn
 
 FLAGS = ["--data.n_samples=28", "--trainer.max_steps=8"]
@@ -28,10 +29,12 @@ def free_port() -> int:
 
 
 def start(command: list[str], **variables: object) -> "subprocess.Popen[str]":
+    """Forks what runs a script; starts Python for a module, which here is torchrun."""
     # As many threads as Lightning takes for two processes on a machine: the order of sums depends
     # on their number.
     variables |= {"OMP_NUM_THREADS": 1}
-    return subprocess.Popen(
+    popen = subprocess.Popen if command[0] == "-m" else ForkedProcess
+    return popen(
         [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, **{name: str(value) for name, value in variables.items()}},
@@ -46,7 +49,8 @@ def torchrun(*options: str) -> list[str]:
 
 
 def start_torchrun(fit: list[str]) -> list["subprocess.Popen[str]"]:
-    return [start([*torchrun("--standalone", "--nproc_per_node=2"), *fit])]
+    command = [*torchrun("--standalone", "--nproc_per_node=2"), *fit]
+    return [start(command, PYTHON_EXEC=sys.executable)]
 
 
 def start_two_nodes(fit: list[str]) -> list["subprocess.Popen[str]"]:
@@ -85,7 +89,7 @@ def by_lightning(tmp_path_factory) -> Path:
     flags = ["--model=conftest.TinyModule", "--data=conftest.TinyData", *FLAGS]
     flags += ["--trainer.accelerator=cpu", "--trainer.val_check_interval=5"]
     flags += ["--trainer.log_every_n_steps=4", f"--output_path={folder}", "--trainer.devices=2"]
-    ended = run_process("fit", *flags)
+    ended = run_process("fit", *flags, fork=False)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("(10 samples on 2 processes)\n") == 2
     [session] = folder.iterdir()
@@ -94,8 +98,10 @@ def by_lightning(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("start_all", [start_torchrun, start_two_nodes, start_slurm])
 def test_whoever_starts_the_processes_there_is_one_session_and_the_same_result(
-    config, sessions, by_lightning, start_all
+    config, sessions, by_lightning, start_all, tmp_path, monkeypatch
 ):
+    make_python(tmp_path / "python")
+    monkeypatch.setenv("PYTHON_EXEC", str(tmp_path / "python"))  # for torchrun
     processes = start_all(["fit", "--config", str(config), *FLAGS])
     texts = ["\n".join(process.communicate(timeout=120)) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), texts
@@ -227,9 +233,9 @@ def test_a_process_that_hangs_ends_with_the_first_if_that_is_killed(hanging):
 
 
 def test_the_sbatch_file_runs_what_it_is_given(tmp_path):
-    for name, command in (("srun", '"$@"'), ("python", f'{sys.executable} "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/sh\nexec {command}\n")
-        (tmp_path / name).chmod(0o755)
+    make_python(tmp_path / "python")
+    (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
     flags = ["--trainer.max_steps=5", f"--output_path={tmp_path}", "--tag=sbatch"]
     ended = subprocess.run(
         ["bash", "scripts/train.sbatch", "--config", "configs/digits.yaml", *flags],

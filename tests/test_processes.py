@@ -1,109 +1,37 @@
-"""Two processes on gloo: exact restarts, signals, crashes."""
+"""Two processes on gloo that Lightning's launcher makes: signals, crashes."""
 
 import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TinyModule, run_process, start_process
-from test_exact_restart import result, same
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-
-# 28 samples: in batch norm, the smallest batch of either process has more than one.
-FLAGS = ("--trainer.devices=2", "--data.n_samples=28")
-
-
-def start_pair(*args: object) -> list[subprocess.Popen[str]]:
-    """tests/pair.py as two processes that were started from outside, as torchrun or srun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {
-        **os.environ,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, "tests/pair.py", *map(str, args)],
-            cwd=ROOT,
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-
-
-class ShardedModule(TinyModule):
-    """Its weights and those of its optimiser are shared out; no batch norm, which FSDP2 forbids."""
-
-    def create_model(self) -> None:
-        self.model = nn.Sequential(
-            nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)
-        )
-
-    def configure_model(self) -> None:
-        if self.model is None:
-            super().configure_model()
-            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
-
-
-SHARDED = """
-class_path: lightning.pytorch.strategies.ModelParallelStrategy
-init_args: {data_parallel_size: 2, tensor_parallel_size: 1}
-"""
-
-
-@pytest.mark.parametrize(
-    ("hook", "kills", "flags"),
-    [
-        ("on_train_batch_end", (1, 23, 1), ["--save_minutes=0", "--model.schedule=cosine"]),
-        ("on_validation_batch_end", (5, 23, 5), ["--model.schedule=plateau"]),
-        (
-            "on_train_batch_end",
-            (3, 23, 9),
-            [
-                "--save_minutes=0",
-                "--model=test_processes.ShardedModule",
-                "--trainer.strategy",
-                SHARDED,
-            ],
-        ),
-    ],
-    ids=["after each iteration", "within validations", "sharded"],
-)
-def test_two_processes_killed_anywhere_go_on_bitwise(tmp_path, config, hook, kills, flags):
-    pair = start_pair(config, tmp_path / "experiments", hook, *kills, *FLAGS, *flags)
-    first, second = (process.communicate(timeout=240)[0] for process in pair)
-    assert [process.returncode for process in pair] == [0, 0], first + second
-    told = re.findall(r"^killed at (\d+): (\w+)$", first, flags=re.MULTILINE)
-    assert told == [(str(k), "equal") for k in range(*kills)]
-
+from conftest import run_process, start_process
+from restarts import result, same
+from test_pair import FLAGS
 
 # A run of two processes that lasts until it is stopped.
 ENDLESS = (*FLAGS, "--trainer.max_steps=100000", "--trainer.val_check_interval=40")
 
 
-def start_two(config: Path, *flags: str) -> tuple[subprocess.Popen[str], int]:
+def start_two(config: Path, *flags: str, fork: bool = True) -> tuple[subprocess.Popen[str], int]:
     """A run in a process group of its own once it trains, and its second process."""
-    process = start_process("fit", "--config", config, *ENDLESS, *flags, start_new_session=True)
+    process = start_process(
+        "fit", "--config", config, *ENDLESS, *flags, start_new_session=True, fork=fork
+    )
     lines = iter(process.stdout.readline, "")
     assert any("Iteration     80/" in line for line in lines), process.stderr.read()
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    commands = {
-        int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children.stdout.split()
-    }
-    return process, next(pid for pid, command in commands.items() if "cli.py" in command)
+    return process, next(pid for pid in map(int, children.stdout.split()) if is_of_cli(pid))
+
+
+def is_of_cli(pid: int) -> bool:
+    """By its command line, or by its name if it was forked."""
+    return any("cli.py" in Path(f"/proc/{pid}/{file}").read_text() for file in ("cmdline", "comm"))
 
 
 def is_alive(pid: int) -> bool:
@@ -112,20 +40,20 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "target"),
+    ("number", "target", "fork"),
     [
-        (signal.SIGTERM, "group"),
-        (signal.SIGINT, "first"),
-        pytest.param(signal.SIGTERM, "second", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "group", marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, "group", marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, "group", marks=pytest.mark.slow),
+        (signal.SIGTERM, "group", False),
+        (signal.SIGINT, "first", True),
+        pytest.param(signal.SIGTERM, "second", True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "group", True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, "group", True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, "group", True, marks=pytest.mark.slow),
     ],
 )
 def test_both_processes_stop_at_the_same_iteration_whoever_gets_the_signal(
-    config, sessions, number, target
+    config, sessions, number, target, fork
 ):
-    process, second = start_two(config)
+    process, second = start_two(config, fork=fork)
     if target == "group":
         os.killpg(process.pid, number)
     else:

@@ -63,7 +63,7 @@ def test_the_sample_is_the_project_that_the_main_command_runs():
 
 def test_the_test_command_installs_the_extra_and_runs_pytest():
     last = block_after("test command").splitlines()[-1]
-    assert last == 'pip install -e ".[test]" && pytest -n auto --dist loadfile'
+    assert last == 'pip install -e ".[test]" && pytest -n auto --dist worksteal'
 
 
 def test_each_line_of_the_log_excerpt_has_the_form_of_a_real_one(session):

@@ -6,12 +6,12 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, run_process
+from forks import make_python
 
 RECIPES = (ROOT / "docs/recipes.md").read_text()
 SMALL = "--trainer.max_steps 20 --trainer.val_check_interval 10"
@@ -28,9 +28,7 @@ def place(tmp_path) -> Path:
     for name in ("cli.py", "configs", "projects", "scripts", "lightning_trainer"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "bin").mkdir()
-    python = tmp_path / "bin/python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+    make_python(tmp_path / "bin/python")
     return tmp_path
 
 

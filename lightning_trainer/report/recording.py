@@ -65,7 +65,7 @@ class RecordRun(RunCallback):
 
     def _begin(self, trainer: pl.Trainer) -> None:
         if self.run.is_sessions_own and trainer.is_global_zero:
-            self._record = RunRecord(command=str(trainer.state.fn.value))
+            self._record = RunRecord(command=str(trainer.state.fn and trainer.state.fn.value))
             self._write(trainer)
 
     def _end(self, trainer: pl.Trainer, state: Any, reason: str = "", by: str = "") -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TinyModule, start_process
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from test_exact_restart import Killed, kill_at, result, same
+from restarts import Killed, kill_at, result, same
 
 AVERAGE = [
     "--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TinyModule
-from test_exact_restart import Killed, kill_at, result, same
+from restarts import Killed, kill_at, result, same
 from torch.optim import lr_scheduler
 
 

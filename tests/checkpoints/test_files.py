@@ -142,16 +142,18 @@ def write_again_and_again(target) -> None:
 def test_killed_at_any_moment_of_a_write_a_whole_file_is_there(target):
     moments = random.Random(0)
     found = set()
+    limit_s = 0.05
     for n in range(30):
         process = multiprocessing.get_context("fork").Process(
             target=write_again_and_again, args=(target,), daemon=True
         )
         process.start()
-        time.sleep(moments.uniform(0, 0.05))
+        time.sleep(moments.uniform(0, limit_s))
         process.kill()
         process.join()
         assert find_fault(target) is None, f"broken by kill {n}"
         found.add(float(torch.load(target)["w"][0]))
+        limit_s *= 1 if len(found) > 1 else 1.2  # on a busy machine a write takes longer
     assert len(found) > 1  # the writes went through in between
 
 

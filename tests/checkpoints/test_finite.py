@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from conftest import TinyModule
-from test_exact_restart import result, same
+from restarts import result, same
 
 
 @pytest.fixture

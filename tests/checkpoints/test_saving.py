@@ -11,8 +11,8 @@ import pytest
 import scripted
 import torch
 import yaml
+from restarts import Killed, kill_at, result, same
 from scripted import PROJECT, validated
-from test_exact_restart import Killed, kill_at, result, same
 
 from lightning_trainer.checkpoints import writing as checkpoints
 from lightning_trainer.checkpoints.files import copy_to_host
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_is_tried_ag
     # The weights of iteration 10 are gone, so the next best is the best of what is kept.
     best, last = torch.load(folder / "best.ckpt"), torch.load(folder / "last.ckpt")
     assert (best["global_step"], last["global_step"]) == (15, 23)
-    assert last["callbacks"]["ReportEvaluation"]["best_score"] == 0.5
+    assert last["lightning_trainer"]["best"]["score"] == 0.5
     assert "New best score: 0.250 -> 0.500" in out
 
 
@@ -335,7 +335,7 @@ def test_what_is_written_meanwhile_is_what_was_when_it_began(
     assert same(result(late), result(waited_for))
     best = [torch.load(session / "checkpoints/best.ckpt") for session in (waited_for, late)]
     for checkpoint in best:
-        for key in ("callbacks", "session_config", KEY):
+        for key in ("callbacks", KEY):
             checkpoint.pop(key, None)
     assert same(*best)
 
@@ -354,7 +354,7 @@ def test_a_best_that_could_not_be_written_meanwhile_is_not_the_best(
     assert "last.ckpt is still that of iteration 5\n" in err
     best, last = torch.load(folder / "best.ckpt"), torch.load(folder / "last.ckpt")
     assert (best["global_step"], last["global_step"]) == (15, 23)
-    assert last["callbacks"]["ReportEvaluation"]["best_score"] == 0.5
+    assert last["lightning_trainer"]["best"]["score"] == 0.5
     assert "New best score: 0.250 -> 0.500" in out
 
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import TinyModule, start_process
-from test_exact_restart import result, same
+from restarts import result, same
 
 INTERVAL = "--trainer.val_check_interval"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -251,7 +251,8 @@ def test_a_signal_in_an_evaluation_ends_it(run, config, sessions, monkeypatch, c
 def test_a_signal_to_the_whole_process_group_ends_it_saved(config, sessions, number):
     """Data workers and the process that writes log.txt are in the group."""
     flags = ("--data.n_workers=2", "--trainer.max_steps=100000")
-    process = start_process("fit", "--config", config, *flags, start_new_session=True)
+    fork = number != signal.SIGINT  # a Ctrl-C is tried on a Python that was started
+    process = start_process("fit", "--config", config, *flags, start_new_session=True, fork=fork)
     assert any("Iteration     40/" in line for line in iter(process.stdout.readline, ""))
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=30)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from forks import ForkedProcess
 
 from lightning_trainer.commands.new import project_files
 
@@ -31,14 +32,17 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*") if path.is_file())
 
 
-def start(*args: str) -> subprocess.CompletedProcess:
+def start(*args: str, popen: type[subprocess.Popen] = subprocess.Popen) -> tuple[int, str, str]:
     """`python cli.py` in the current folder, in a process that knows only the library."""
-    return subprocess.run(
+    process = popen(
         [sys.executable, "cli.py", *args],
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
+    out, err = process.communicate()
+    return process.returncode, out, err
 
 
 def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_exists(run, place):
@@ -47,14 +51,14 @@ def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_e
     assert files(Path("configs")) + files(Path("projects")) == MADE
     assert all(name in out for name in MADE)
     command = re.search(r"python cli.py (fit .*)", out)[1]
-    process = start(*command.split())
-    assert process.returncode == 0, process.stderr
-    assert float(re.search(r"Best score: +(\S+)", process.stdout)[1]) > 0.95
-    assert "UserWarning" not in process.stderr
+    code, out, err = start(*command.split())
+    assert code == 0, err
+    assert float(re.search(r"Best score: +(\S+)", out)[1]) > 0.95
+    assert "UserWarning" not in err
     [session] = Path("experiments").iterdir()
-    process = start("test", "--ckpt_path", str(session))
-    assert process.returncode == 0, process.stderr
-    assert "Test score" in process.stdout
+    code, out, err = start("test", "--ckpt_path", str(session), popen=ForkedProcess)
+    assert code == 0, err
+    assert "Test score" in out
 
 
 def test_its_names_are_made_of_the_projects_name():

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import ROOT, run_process, start_process
 from folders import make_checkpoint, make_session, scores
-from test_lock import living_run
+from living import living_run
 
 from lightning_trainer.commands.table import Column, format_markdown, format_table
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import ROOT
+from restarts import Killed, kill_at, result, same
 from test_cifar import write_images
-from test_exact_restart import Killed, kill_at, result, same
 from torch import nn
 
 from projects.cifar import CifarModule

@@ -8,8 +8,8 @@ import pytest
 import scripted
 import torch
 from conftest import TinyModule, run_process
+from restarts import Killed, kill_at, result, same
 from scripted import PROJECT
-from test_exact_restart import Killed, kill_at, result, same
 from test_progress import events, rows
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode

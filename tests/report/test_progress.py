@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import scripted
+from restarts import Killed
 from scripted import PROJECT, training_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_exact_restart import Killed
 
 from lightning_trainer.report.evaluation import RULE
 from lightning_trainer.report.log_line import format_line

@@ -10,12 +10,12 @@ import pytest
 import scripted
 import torch
 from conftest import TinyModule
+from restarts import Killed, same
 from scripted import PROJECT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from test_exact_restart import Killed, same
 
 from lightning_trainer.report.evaluation import RULE
 

@@ -8,8 +8,8 @@ import scripted
 import torch
 import yaml
 from lightning.pytorch.demos.boring_classes import BoringModel
+from restarts import Killed, kill_at, result, same
 from scripted import PROJECT, validated
-from test_exact_restart import Killed, kill_at, result, same
 
 EPOCHS = ("--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=1")
 

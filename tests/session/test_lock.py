@@ -1,59 +1,19 @@
 """One process at a time writes into a session folder."""
 
-import contextlib
 import errno
 import fcntl
 import os
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, TinyModule, run_process, start_process
+from conftest import run_process
+from living import contents, living_run
 
 from lightning_trainer.session.lock import SessionLock
-
-
-class Waits(TinyModule):
-    """Waits before iteration 13 until a file is there."""
-
-    def __init__(self, file: str, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.file = Path(file)
-
-    def forward_model(self, batch):
-        while self.training and self.global_step == 12 and not self.file.exists():
-            time.sleep(0.01)
-        return super().forward_model(batch)
-
-
-@contextlib.contextmanager
-def living_run(tmp_path: Path, *options: object) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A run in a process of its own that waits for the file `go_on`, and its session."""
-    config = tmp_path / "waits.yaml"
-    config.write_text(CONFIG.format(output_path=tmp_path / "experiments"))
-    waits = ["--model", f"{__name__}.Waits", "--model.file", tmp_path / "go_on"]
-    with start_process("fit", "--config", config, *waits, *options) as process:
-        try:
-            lines = iter(process.stdout.readline, "")
-            assert any("Iteration     12/23" in line for line in lines), process.stderr.read()
-            [session] = (tmp_path / "experiments").iterdir()
-            before: dict[str, bytes] = {}
-            while before != (before := contents(session)):  # until it has written all it has to
-                time.sleep(0.3)
-            yield process, session
-        finally:
-            process.kill()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Without what a process beside the run draws, whenever that is done."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def go_on(process: subprocess.Popen, tmp_path: Path) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TinyModule
 from lightning.pytorch.callbacks import Callback
-from test_exact_restart import Killed, kill_at
+from restarts import Killed, kill_at
 
 from lightning_trainer.verify.trail import RecordTrail, digest, leaves, sample_digests
 

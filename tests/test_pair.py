@@ -1,0 +1,86 @@
+"""Two processes on gloo that are killed go on bitwise."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TinyModule
+from forks import ForkedProcess
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+# 28 samples: in batch norm, the smallest batch of either process has more than one.
+FLAGS = ("--trainer.devices=2", "--data.n_samples=28")
+
+
+def start_pair(*args: object) -> list[subprocess.Popen[str]]:
+    """tests/pair.py as two processes that were started from outside, as torchrun or srun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+    }
+    return [
+        ForkedProcess(
+            [sys.executable, "tests/pair.py", *map(str, args)],
+            cwd=ROOT,
+            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+class ShardedModule(TinyModule):
+    """Its weights and those of its optimiser are shared out; no batch norm, which FSDP2 forbids."""
+
+    def create_model(self) -> None:
+        self.model = nn.Sequential(
+            nn.Linear(4, 8), nn.LayerNorm(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2)
+        )
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            super().configure_model()
+            fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+SHARDED = """
+class_path: lightning.pytorch.strategies.ModelParallelStrategy
+init_args: {data_parallel_size: 2, tensor_parallel_size: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "kills", "flags"),
+    [
+        ("on_train_batch_end", (1, 23, 1), ["--save_minutes=0", "--model.schedule=cosine"]),
+        ("on_validation_batch_end", (5, 23, 5), ["--model.schedule=plateau"]),
+        (
+            "on_train_batch_end",
+            (3, 23, 9),
+            [
+                "--save_minutes=0",
+                "--model=test_pair.ShardedModule",
+                "--trainer.strategy",
+                SHARDED,
+            ],
+        ),
+    ],
+    ids=["after each iteration", "within validations", "sharded"],
+)
+def test_two_processes_killed_anywhere_go_on_bitwise(tmp_path, config, hook, kills, flags):
+    pair = start_pair(config, tmp_path / "experiments", hook, *kills, *FLAGS, *flags)
+    first, second = (process.communicate(timeout=240)[0] for process in pair)
+    assert [process.returncode for process in pair] == [0, 0], first + second
+    told = re.findall(r"^killed at (\d+): (\w+)$", first, flags=re.MULTILINE)
+    assert told == [(str(k), "equal") for k in range(*kills)]

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+_OF_LIGHTNING = "start.cli:main"
+
 
 @dataclass(frozen=True)
 class Command:
@@ -12,71 +14,71 @@ class Command:
 
     Attributes:
         name: What is typed.
+        place: Its function, as module:function; imported when the command is asked for.
         summary: What it does, in a sentence.
-        place: Its function, as module:function. It is imported when the command is asked for.
         examples: What `cli.py --help` shows: options, and what they do.
-        is_lightnings: Whether it is a method of Lightning's trainer.
-        takes_configs: Whether `--config` names files.
     """
 
     name: str
-    summary: str
     place: str
+    summary: str
     examples: Mapping[str, str] = field(default_factory=dict)
-    is_lightnings: bool = False
-    takes_configs: bool = False
+
+    @property
+    def is_lightnings(self) -> bool:
+        """Whether it is a method of Lightning's trainer."""
+        return self.place == _OF_LIGHTNING
+
+    @property
+    def takes_configs(self) -> bool:
+        """Whether `--config` names files."""
+        return self.is_lightnings or self.name == "verify"
 
     def load(self) -> Callable[..., Any]:
         """Imports its function."""
         module, _, name = self.place.partition(":")
-        function: Callable[..., Any] = getattr(import_module(module), name)
+        function: Callable[..., Any] = getattr(import_module(f"lightning_trainer.{module}"), name)
         return function
 
 
-def _of_lightning(name: str, summary: str, examples: Mapping[str, str]) -> Command:
-    place = "lightning_trainer.start.cli:main"
-    return Command(name, summary, place, examples, is_lightnings=True, takes_configs=True)
-
-
+_SESSION, _CONFIG = "--ckpt_path experiments/session_...", "--config configs/digits.yaml"
 _ALL = (
-    _of_lightning(
-        "fit",
+    Command(
+        *("fit", _OF_LIGHTNING),
         "Trains a model: a new session, or with --ckpt_path one that goes on.",
-        {
-            "--config configs/digits.yaml": "a new session",
-            "--ckpt_path experiments/session_...": "goes on exactly where that session stopped",
-        },
+        {_CONFIG: "a new session", _SESSION: "goes on exactly where that session stopped"},
     ),
-    _of_lightning("validate", "Scores a session's best checkpoint on the validation data.", {}),
-    _of_lightning(
-        "test",
+    Command(
+        *("validate", _OF_LIGHTNING),
+        "Scores a session's best checkpoint on the validation data.",
+    ),
+    Command(
+        *("test", _OF_LIGHTNING),
         "Scores a session's best checkpoint on the test data.",
-        {"--ckpt_path experiments/session_...": "its best checkpoint; so do validate and predict"},
+        {_SESSION: "its best checkpoint; so do validate and predict"},
     ),
-    _of_lightning("predict", "Writes a session's best checkpoint's outputs to predictions.pt.", {}),
     Command(
-        "verify",
+        *("predict", _OF_LIGHTNING),
+        "Writes a session's best checkpoint's outputs to predictions.pt.",
+    ),
+    Command(
+        *("verify", "verify.command:verify"),
         "Proves that restarts of a project are exact.",
-        "lightning_trainer.verify.command:verify",
-        {"--config configs/digits.yaml": "proves that restarts of this project are exact"},
-        takes_configs=True,
+        {_CONFIG: "proves that restarts of this project are exact"},
     ),
     Command(
-        "new",
+        *("new", "commands.new:new"),
         "Starts a project that trains at once.",
-        "lightning_trainer.commands.new:new",
         {"NAME": "starts a project that trains at once"},
     ),
     Command(
-        "sessions",
+        *("sessions", "commands.sessions:sessions"),
         "Lists all sessions in a table.",
-        "lightning_trainer.commands.sessions:sessions",
         {"": "a table of all sessions"},
     ),
     Command(
-        "compare",
+        *("compare", "commands.compare:compare"),
         "Shows what differs between sessions, and draws their curves.",
-        "lightning_trainer.commands.compare:compare",
         {"SESSION SESSION ...": "what differs, and their curves in one picture"},
     ),
 )
@@ -98,7 +100,7 @@ All options of a command: python cli.py COMMAND --help
 
 
 def help_text() -> str:
-    """What `cli.py --help` prints."""
+    """The text of `cli.py --help`."""
     lines = [
         f"    {f'{command.name} {options}':<44} {effect}"
         for command in COMMANDS.values()

@@ -1,16 +1,167 @@
 """Each private part that is touched is still as it was read; one test for each."""
 
 import argparse
+import inspect
 import sys
 
+import lightning.pytorch as pl
 import pytest
+import torch
+from conftest import TinyData, TinyModule
 from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.profilers import PassThroughProfiler
+from torch import nn
+from torch.utils.tensorboard.summary import hparams
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
-from lightning_trainer.internals import Refusal, option_names, root_cause
+from lightning_trainer.internals import (
+    CURRENT_HOOK,
+    Refusal,
+    add_summary,
+    allow_iterations,
+    call_hooks,
+    is_compiled,
+    is_open,
+    option_names,
+    reopen,
+    root_cause,
+    seed_gpu,
+    set_update_count,
+    skip_empty_hooks,
+    skip_hooks,
+    stop_asking_for_sigterm,
+    update_groups,
+    without_profiler,
+)
 from lightning_trainer.start.parser import SessionParser, parser_arguments
+
+# Lightning --------------------------------------------------------------------------------------
+
+
+def trainer(**options) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 0, **options}
+    return pl.Trainer(**quiet, **options)
+
+
+class CountBatches(Callback):
+    def __init__(self) -> None:
+        self.n_started = self.n_ended = 0
+
+    def on_train_batch_start(self, *args) -> None:
+        self.n_started += 1
+
+    def on_train_batch_end(self, *args) -> None:
+        self.n_ended += 1
+
+
+def test_lightning_names_the_hook_that_it_calls_in_the_module():
+    seen = []
+
+    class Own(TinyModule):
+        def on_train_batch_start(self, batch, batch_idx) -> None:
+            seen.append(vars(self)[CURRENT_HOOK])
+
+    trainer().fit(Own(), datamodule=TinyData())
+    assert seen == ["on_train_batch_start"] * 2
+
+
+def test_lightning_passes_over_a_hook_that_can_not_be_called_until_it_is_given_back():
+    callback = CountBatches()
+    skip_hooks(callback, ["on_train_batch_start"])
+    trainer(callbacks=[callback]).fit(TinyModule(), datamodule=TinyData())
+    assert (callback.n_started, callback.n_ended) == (0, 2)
+    call_hooks(callback, ["on_train_batch_start"])
+    trainer(callbacks=[callback]).fit(TinyModule(), datamodule=TinyData())
+    assert (callback.n_started, callback.n_ended) == (2, 4)
+
+
+def test_only_the_hooks_that_a_callback_lacks_are_skipped():
+    callback = CountBatches()
+    skip_empty_hooks([callback])
+    skipped = {name for name, value in vars(callback).items() if value is None}
+    assert {"on_before_backward", "on_validation_batch_end", "on_after_backward"} <= skipped
+    assert not skipped & {"on_train_batch_start", "on_train_batch_end", "on_train_start"}
+
+
+def test_lightnings_profiler_that_measures_nothing_is_replaced_by_one_that_costs_less():
+    assert isinstance(trainer().profiler, PassThroughProfiler)
+    with without_profiler().profile("anything") as nothing:
+        assert nothing is None
+    source = inspect.getsource(PassThroughProfiler.profile)
+    assert "yield" in source  # a generator for each call: the reason
+
+
+def test_lightning_no_longer_asks_about_sigterm_until_that_is_given_back():
+    source = inspect.getsource(training_epoch_loop._TrainingEpochLoop)
+    assert source.count("self._broadcast_sigterm_tensor()") == 1
+    loop = (own := trainer()).fit_loop.epoch_loop
+    give_back = stop_asking_for_sigterm(own)
+    assert "_broadcast_sigterm_tensor" in vars(loop)
+    give_back()
+    assert "_broadcast_sigterm_tensor" not in vars(loop)
+
+
+def test_a_loop_runs_as_many_iterations_as_are_allowed():
+    own = trainer(max_steps=2)
+    allow_iterations(own, 1)
+    own.fit(TinyModule(), datamodule=TinyData())
+    assert own.global_step == 3
+
+
+def test_tensorboards_file_is_opened_by_the_first_point_and_again_after_a_failure(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    assert not is_open(logger)
+    add_summary(logger, hparams({"width": 1}, {})[1])
+    first = logger.experiment
+    assert is_open(logger)
+    reopen(logger)
+    assert not is_open(logger)
+    assert logger.experiment is not first
+
+
+# torchmetrics and torch -------------------------------------------------------------------------
+
+
+def test_a_metric_counts_as_updated_as_often_as_is_said():
+    metric = MeanMetric()
+    set_update_count(metric, 3)
+    assert (metric.update_count, metric.update_called) == (3, True)
+
+
+def test_metrics_that_share_their_state_are_updated_once_and_read_right():
+    names = [f"m{i}" for i in range(5)]
+    slow, fast = (
+        MetricCollection({name: SumMetric(nan_strategy="disable") for name in names})
+        for _ in range(2)
+    )
+    for value in (1.0, 2.0, 4.0):
+        slow.update(torch.tensor(value))
+        update_groups(fast, torch.tensor(value))
+        assert fast.compute() == slow.compute()
+    assert len(fast.compute_groups) == 1
+    assert fast["m3"].update_count == 3
+
+
+def test_a_compiled_module_is_known_however_it_was_compiled():
+    plain = nn.Sequential(nn.Linear(1, 1))
+    assert not is_compiled(plain)
+    plain[0].compile()
+    assert is_compiled(plain)
+    assert is_compiled(nn.Sequential(torch.compile(nn.Linear(1, 1))))
+
+
+def test_each_gpu_has_a_generator():
+    assert isinstance(torch.cuda.default_generators, tuple)
+    with pytest.raises(IndexError):  # where there is no GPU at all
+        seed_gpu(torch.cuda.device_count(), 0)
+
 
 # The command line: argparse and jsonargparse ----------------------------------------------------
 

@@ -28,7 +28,9 @@ class ShareSession(RunCallback):
         if seed is not None and seed != own_seed:  # each has drawn one of its own
             pl.seed_everything(int(seed), verbose=False)
         if not known:
-            TerminalLog(session.log(trainer.global_rank)).start()
+            terminal = TerminalLog(session.log(trainer.global_rank))
+            terminal.start()
+            self.run.at_end(terminal.stop)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         """Ends the meetings; not reached by a process that fails."""

@@ -1,7 +1,8 @@
 """RunState: what the callbacks of a run share."""
 
+import atexit
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +157,7 @@ class RunState:
     is_sessions_own: bool = True  # False for a test of a session that was trained
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
+    at_end: Callable[[Callable[[], object]], object] = atexit.register  # takes what gives back
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done

@@ -201,7 +201,7 @@ class SessionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to what the config names."""
         config = self.config_init[self.subcommand]
-        run = run_state(config, self.session, self.request, self.is_guest)
+        run = run_state(config, self.session, self.request, self.is_guest, self._stack)
         own = trainer_arguments(config, run, self.request, self.is_guest)
         try:
             trainer = super().instantiate_trainer(**own, **kwargs)

@@ -1,5 +1,6 @@
 """The trainer of a run: what the settings name, with the session's own parts."""
 
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +31,9 @@ DEFAULTS = {
 }
 
 
-def run_state(config: Any, session: Session, request: Request, is_guest: bool) -> RunState:
+def run_state(
+    config: Any, session: Session, request: Request, is_guest: bool, stack: ExitStack
+) -> RunState:
     """What the callbacks will share.
 
     Args:
@@ -38,6 +41,7 @@ def run_state(config: Any, session: Session, request: Request, is_guest: bool) -
         session: The run's folder.
         request: What the command line asks for.
         is_guest: Whether nothing may be written in the folder.
+        stack: Gets what gives the terminal back.
     """
     restart = request.restart
     return RunState(
@@ -48,6 +52,7 @@ def run_state(config: Any, session: Session, request: Request, is_guest: bool) -
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,
         is_sessions_own=not is_guest and request.records,
         restored_iteration=restart.iteration if restart else 0,
+        at_end=stack.callback,
     )
 
 

@@ -20,7 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_trainer.report.loggers import MetricsFile
 from lightning_trainer.session.folder import Session
-from lightning_trainer.start.cli import main
+from lightning_trainer.start.cli import run_trainer
 
 POINTS, WINDOW = (100, 1_000, 10_000, 100_000), 500
 
@@ -70,7 +70,7 @@ def train(n_steps: int, model: str, folder: str, points: tuple[int, ...]) -> Non
     flags += [f"--trainer.max_steps={n_steps}", f"--trainer.callbacks=[{clock}]"]
     flags += ["--trainer.accelerator=cpu", "--trainer.val_check_interval=10000"]
     with silent():
-        main(["fit", *flags, f"--output_path={folder}"])
+        run_trainer(["fit", *flags, f"--output_path={folder}"])
 
 
 def open_session(n_rows: int, folder: Path) -> float:

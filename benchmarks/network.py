@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from common import alternate, report, spread
 
-from lightning_trainer.start.cli import main
+from lightning_trainer.start.cli import run_trainer
 from projects.cifar import CifarData, CifarModule, Images
 
 N_STEPS, N_UNTIMED, N_ROUNDS, BATCH_SIZE = 12, 3, 7, 128
@@ -68,7 +68,7 @@ def layer(*flags: str, batch_size: int = BATCH_SIZE) -> Callable[[], float]:
             arguments += [f"--trainer.max_steps={N_STEPS}", f"--output_path={folder}"]
             arguments += [f"--trainer.callbacks+={__name__}.Clock", "--trainer.accelerator=cpu"]
             with contextlib.redirect_stdout(nothing):
-                main(["fit", *flags, *arguments])
+                run_trainer(["fit", *flags, *arguments])
         return Clock.step_s / batch_size
 
     return timed

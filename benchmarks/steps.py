@@ -90,7 +90,7 @@ def train_lightning(folder: str, usual: bool = False, metric: bool = False) -> N
 def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
     from lightning_trainer import BaseModule
     from lightning_trainer.start.callbacks import seeding
-    from lightning_trainer.start.cli import main
+    from lightning_trainer.start.cli import run_trainer
 
     os.environ.pop("LIGHTNING_TRAINER_SESSION", None)
     flags = [
@@ -115,7 +115,7 @@ def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
             for module in (sampling, seeding):
                 replace(stack, module, "seed_generators", lambda *_: None)
                 replace(stack, module, "derive_seed", lambda *_: 0)
-        main(["fit", *flags, f"--output_path={folder}"])
+        run_trainer(["fit", *flags, f"--output_path={folder}"])
 
 
 def replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:

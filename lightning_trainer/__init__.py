@@ -1,4 +1,4 @@
-"""A thin layer over PyTorch Lightning: write data and model in a few hooks, the rest exists."""
+"""A training workflow on PyTorch Lightning: write data and model in a few hooks."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -11,13 +11,13 @@ import pytest
 from restarts import Killed, kill_at, result, same
 
 from lightning_trainer.report.curves import DrawCurves
-from lightning_trainer.start.cli import main
+from lightning_trainer.start.cli import run_trainer
 
 
 def run(*args: object) -> int:
     os.environ.pop("LIGHTNING_TRAINER_SESSION", None)
     try:
-        main([str(arg) for arg in args])
+        run_trainer([str(arg) for arg in args])
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-_OF_LIGHTNING = "start.cli:main"
+_OF_LIGHTNING = "start.cli:run_trainer"
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ class SessionCLI(LightningCLI):
         return trainer
 
 
-def main(args: list[str] | None = None) -> None:
+def run_trainer(args: list[str] | None = None) -> None:
     """Runs the command line; what a user can cause ends in one line and a non-zero exit code."""
     with contextlib.ExitStack() as stack:
         try:

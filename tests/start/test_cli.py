@@ -13,7 +13,7 @@ import yaml
 from conftest import CONFIG, ROOT, TinyData, run_process
 from tiny import logged, names, same, settings, use_descriptors, weights
 
-from lightning_trainer.start.cli import main
+from lightning_trainer.start.cli import run_trainer
 
 
 class Talks(TinyData):
@@ -163,10 +163,10 @@ def test_everything_is_given_back(config, monkeypatch, code, options, capfd):
     arguments = ["fit", "--config", str(config), "--trainer.max_steps=13", *options]
     if code:
         with pytest.raises(SystemExit) as caught:
-            main(arguments)
+            run_trainer(arguments)
         assert caught.value.code == code
     else:
-        main(arguments)
+        run_trainer(arguments)
     after = state()
     assert {key for key in before if before[key] != after[key]} == set()
 

@@ -15,6 +15,7 @@ FILES = {
     "config.yaml",
     "log.txt",
     "environment.yaml",
+    "run.json",
     "metrics.csv",
     "curves.png",
     "confusion_matrix.png",

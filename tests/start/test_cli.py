@@ -26,7 +26,7 @@ class Talks(TinyData):
 
 def test_a_run_leaves_the_files_of_the_design_and_nothing_else(whole):
     assert names(whole) - {"uncommitted.patch"} == {
-        *("config.yaml", "log.txt", "environment.yaml", "metrics.csv", "events.out"),
+        *("config.yaml", "log.txt", "environment.yaml", "run.json", "metrics.csv", "events.out"),
         "curves.png",
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
@@ -111,7 +111,8 @@ def test_an_output_path_with_a_file_in_the_way_is_one_line(run, config, tmp_path
 
 def test_a_fast_dev_run_saves_no_checkpoint(fit):
     session = fit("--trainer.fast_dev_run", "true")
-    assert names(session) - {"uncommitted.patch"} == {"config.yaml", "log.txt", "environment.yaml"}
+    files = {"config.yaml", "log.txt", "environment.yaml", "run.json"}
+    assert names(session) - {"uncommitted.patch"} == files
 
 
 def test_the_session_of_another_command_says_how_to_run_that_again(run, config, whole, sessions):

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from lightning_trainer.session.checkpoint_header import find_fault
-from lightning_trainer.verify.comparison import compare
+from lightning_trainer.verify.comparison import compare_bitwise
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--config", "configs/digits.yaml", "--save_minutes=0.002"]
@@ -100,7 +100,7 @@ def main() -> None:
             folder = Path(temporary, f"run_{counts['runs']}")
             folder.mkdir()
             session = run_with_kills(folder, flags, moments, counts)
-            comparison = compare(expected, session)
+            comparison = compare_bitwise(expected, session)
             counts["runs"] += 1
             counts["equal"] += comparison.equal
             if not comparison.equal:

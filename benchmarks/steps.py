@@ -89,7 +89,7 @@ def train_lightning(folder: str, usual: bool = False, metric: bool = False) -> N
 
 def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
     from lightning_trainer import BaseModule
-    from lightning_trainer.start.callbacks import seeding
+    from lightning_trainer.run import seeding
     from lightning_trainer.start.cli import run_trainer
 
     os.environ.pop("LIGHTNING_TRAINER_SESSION", None)

@@ -45,8 +45,8 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         LogHyperParameters(run),  # marks the run as successful once its end is saved
         DrawCurves(run),
         WritePredictions(run),
-        RecordRun(run),
         Summarise(run),  # refuses a run with nothing to do before anything is written
+        RecordRun(run),  # of a run that is not refused
         *added,  # what they do is in the checkpoint of the same batch
         StopOnSignal(run),  # after all that an iteration does
         *([SaveCheckpoints(run)] if run.saves else []),  # last; Lightning sees to it (Checkpoint)

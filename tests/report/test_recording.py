@@ -1,0 +1,115 @@
+"""run.json says what became of a run, and `sessions` reads it there."""
+
+import os
+import signal
+import sys
+
+import pytest
+from conftest import TinyModule
+from lightning.pytorch.callbacks import Callback
+
+from lightning_trainer.checkpoints.files import AtomicCheckpointIO
+from lightning_trainer.session.record import Record
+from lightning_trainer.session.run_record import RunRecord
+
+
+class Act(Callback):
+    """Does something at iteration 7."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == 7 and self.what == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif trainer.global_step == 7 and self.what == "stop":
+            trainer.should_stop = True
+        elif trainer.global_step == 7:
+            raise RuntimeError("no more\nof this")
+
+
+class NoData(TinyModule):
+    def create_model(self) -> None:
+        raise ValueError("there is no such network")
+
+
+def act(what: str) -> str:
+    return f"--trainer.callbacks={{class_path: test_recording.Act, init_args: {{what: {what}}}}}"
+
+
+def ended(session) -> tuple[str, str, str, int]:
+    record = RunRecord.read(session)
+    assert Record.read(session).state == record.state
+    return record.state, record.reason, record.by, record.iteration
+
+
+def test_a_run_that_is_done_says_so_with_its_score_and_times(run, config, sessions):
+    assert run("fit", "--config", config, "--trainer.max_steps=10")[0] == 0
+    [session] = sessions()
+    record = RunRecord.read(session)
+    assert ended(session) == ("finished", "all 10 iterations are done", "", 10)
+    assert (record.command, record.n_iterations) == ("fit", 10)
+    assert record.score.keys() == {"name", "mode", "best", "iteration"}
+    assert (record.score["name"], record.score["mode"]) == ("val/accuracy", "max")
+    assert 0 < record.times["validation_s"] < record.times["elapsed_s"]
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("signal", ("interrupted", "SIGTERM", "signal", 7)),
+        ("stop", ("finished", "it was stopped early", "a callback or `trainer.max_time`", 7)),
+        ("fail", ("failed", "RuntimeError: no more", f"process {os.getpid()} on ", 7)),
+    ],
+)
+def test_what_ended_a_run_is_told(run, config, sessions, what, expected):
+    run("fit", "--config", config, act(what))
+    state, reason, by, iteration = ended(sessions()[0])
+    assert (state, reason, iteration) == (expected[0], expected[1], expected[3])
+    assert by.startswith(expected[2])
+
+
+def test_a_run_whose_last_save_fails_is_failed_and_not_finished(run, config, sessions, monkeypatch):
+    save = AtomicCheckpointIO._save
+
+    def fail_late(self, checkpoint, target) -> None:
+        if checkpoint["global_step"] == 10:
+            raise OSError(28, "No space left on device", target)
+        save(self, checkpoint, target)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "_save", fail_late)
+    code, out, _ = run("fit", "--config", config, "--trainer.max_steps=10")
+    assert code == 1
+    assert "Finished" not in out
+    assert "Stopped at iteration 10" in out
+    assert ended(sessions()[0])[0] == "failed"
+
+
+def test_an_error_before_training_fails_the_session(run, config, sessions):
+    assert run("fit", "--config", config, "--model=test_recording.NoData")[0] == 1
+    state, reason, _, _ = ended(sessions()[0])
+    assert (state, reason) == ("failed", "ValueError: there is no such network")
+
+
+def test_a_session_that_has_nothing_left_to_do_stays_finished(run, config, sessions):
+    epochs = ("--trainer.max_steps=-1", "--trainer.max_epochs=1")
+    assert run("fit", "--config", config, *epochs)[0] == 0
+    code, _, err = run("fit", "--ckpt_path", sessions()[0])
+    assert code == 1
+    assert "nothing left to do" in err
+    assert ended(sessions()[0])[0] == "finished"
+
+
+def test_a_test_leaves_the_record_of_the_training_and_has_one_where_it_is_alone(
+    run, config, sessions, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", ["/a folder/cli.py"])  # which is no reason to be interrupted
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    [trained] = sessions()
+    before = (trained / "run.json").read_text()
+    assert run("test", "--ckpt_path", trained)[0] == 0
+    assert (trained / "run.json").read_text() == before
+    assert run("test", "--config", config, "--ckpt_path", trained)[0] == 0
+    alone = sessions()[-1]
+    assert alone != trained
+    assert (RunRecord.read(alone).command, *ended(alone)) == ("test", "finished", "", "", 0)

@@ -137,7 +137,7 @@ class BaseDataModule(pl.LightningDataModule):
         replicas = (trainer is not None and trainer.distributed_sampler_kwargs) or {}
         n_samples = len(cast(Sized, dataset))
         sampler = ExactSampler(n_samples, self.batch_size, seed, shuffle, **replicas)
-        # All by name: Lightning makes the loader anew to predict.
+        # By name, because Lightning reads them to make another loader for `predict`.
         loader_class = SessionLoader if shuffle else DataLoader
         return loader_class(dataset=SeededDataset(dataset, seed), sampler=sampler, **options)
 

@@ -90,10 +90,8 @@ def _go_back(trainer: pl.Trainer, path: str) -> None:
     """Restores weights and optimiser; learning rates stay as the schedule has set them."""
     groups = [group for optimiser in trainer.optimizers for group in optimiser.param_groups]
     settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-    checkpoint, strict = (
-        trainer.strategy.load_checkpoint(path),
-        trainer.lightning_module.strict_loading,
-    )
+    checkpoint = trainer.strategy.load_checkpoint(path)
+    strict = trainer.lightning_module.strict_loading
     trainer.strategy.load_model_state_dict(checkpoint, strict=strict)
     load_average(trainer, checkpoint)
     trainer.strategy.load_optimizer_state_dict(checkpoint)

@@ -57,16 +57,9 @@ class StopOnSignal(RunCallback):
         own = float(next(iter(trainer.num_val_batches), 0))  # of the first loader
         self._n_batches = -self.run.processes.highest(-own)[0]
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if trainer.state.fn == "fit" and batch_idx < self._n_batches and dataloader_idx == 0:
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **_: Any) -> None:
+        batch_idx, *loader_idx = args[3:]  # after module, outputs and batch
+        if trainer.state.fn == "fit" and batch_idx < self._n_batches and not any(loader_idx):
             self._stop_if_told(trainer)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

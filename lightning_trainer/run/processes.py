@@ -1,4 +1,4 @@
-"""Decisions that all processes of a run take alike, without waiting for the device."""
+"""Processes: decisions that all processes share, without waiting for the device."""
 
 from time import perf_counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""RunState: what the callbacks of a run share."""
+"""RunState: the state that the callbacks of a run share."""
 
 import atexit
 import math
@@ -147,7 +147,7 @@ class RunState:
     n_skips: int = 0  # how often it did so without a newer checkpoint
 
     # StopOnSignal
-    stop_signal: int = 0  # the signal by which the run shall end, on all processes alike
+    stop_signal: int = 0  # the signal that ends the run, the same on all processes
 
     # SaveCheckpoints
     lacks_validation: bool = False  # whether the newest last.ckpt was written before one

@@ -14,8 +14,7 @@ def require_hooks(cls: type) -> None:
 
     `abc.ABC` is not used: the command line's parser refuses its classes without naming the hook.
     """
-    hooks = [name for name in dir(cls) if hasattr(getattr(cls, name), "__isabstractmethod__")]
-    if missing := [name for name in hooks if getattr(cls, name).__isabstractmethod__]:
+    if missing := [n for n in dir(cls) if getattr(getattr(cls, n), "__isabstractmethod__", False)]:
         base = next(c for c in cls.__mro__ if missing[0] in vars(c))
         names = ", ".join(f"`{name}`" for name in missing)
         raise TypeError(

@@ -58,7 +58,7 @@ class SaveCheckpoints(RunCallback, Checkpoint):
             self._end(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Waits for the checkpoint in writing: its score is the best only if it is kept."""
+        """Waits for a checkpoint that is being written: its score counts only if it is kept."""
         finish(trainer, self.run)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -89,7 +89,7 @@ class SaveCheckpoints(RunCallback, Checkpoint):
         raise_failure(self.run)
 
     def on_exception(self, *_: Any) -> None:
-        """Waits for the checkpoint in writing, without the other processes."""
+        """Waits for a checkpoint that is being written, without the other processes."""
         self.run.writer.shutdown()
 
     def _save(self, trainer: pl.Trainer, lacks_validation: bool) -> None:

@@ -59,7 +59,7 @@ def write(trainer: pl.Trainer, run: RunState, *names: Path) -> bool:
 
 
 def finish(trainer: pl.Trainer, run: RunState) -> bool:
-    """Waits for the checkpoint in writing; returns on all processes whether it succeeded."""
+    """Waits for a checkpoint that is being written; returns everywhere whether it succeeded."""
     if run.writing is None:
         return True
     writing, run.writing = run.writing, None

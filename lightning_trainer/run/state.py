@@ -22,7 +22,7 @@ from lightning_trainer.session.folder import Session
 class RunTimes:
     """Seconds of a run, over all its starts.
 
-    PrintProgress adds them, except checkpoints/writing.py the times of checkpoints.
+    checkpoints/writing.py adds the times of checkpoints, PrintProgress all others.
     """
 
     elapsed_s: float = 0.0  # wall-clock time since training started
@@ -114,13 +114,15 @@ class RunState:
     # start/trainer.py, before the callbacks are made
     session: Session
     settings: Mapping[str, Any] = field(default_factory=dict)  # as plain types, without secrets
-    save_minutes: float = 10.0  # of training, at most, that a crash loses
+    save_minutes: float = 10.0  # a crash loses at most so much training
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written
     is_sessions_own: bool = True  # False for a test of a session that was trained
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
-    at_end: Callable[[Callable[[], object]], object] = atexit.register  # registers a clean-up
+    at_end: Callable[[Callable[[], object]], object] = (
+        atexit.register
+    )  # registers a clean-up function
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done

@@ -120,9 +120,7 @@ class RunState:
     is_sessions_own: bool = True  # False for a test of a session that was trained
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
-    at_end: Callable[[Callable[[], object]], object] = (
-        atexit.register
-    )  # registers a clean-up function
+    at_end: Callable[[Callable[[], object]], object] = atexit.register  # registers a clean-up
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done

@@ -1,7 +1,7 @@
 """Every private part of Lightning, torch, torchmetrics, jsonargparse and argparse that is touched.
 
-Each function says what it touches, why, and since which version that was seen. A test of it fails
-where a newer version has changed it. What is replaced for a run is given back at its end.
+Each function names the private part, the reason, and the version since which it is known. Each has
+a test that fails when a newer version has changed the part.
 """
 
 import argparse
@@ -20,22 +20,15 @@ if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
 
 # Lightning 2.0: the attribute of a module that names the hook being called. Lightning sets it some
-# 40 times a step, at 2 us each by the way of `nn.Module.__setattr__`.
+# 40 times a step, at 2 us each through `nn.Module.__setattr__`.
 CURRENT_HOOK = "_current_fx_name"
-
-# What `trainer.val_check_batch` is set to. Lightning validates after each batch whose number is a
-# multiple of it, so these two say "after this batch" and "not after this batch".
-_NOW, _NOT_NOW = 1, sys.maxsize
-
-
-# Lightning: the cost of a step ------------------------------------------------------------------
 
 
 def skip_empty_hooks(callbacks: Iterable["Callback"]) -> None:
-    """Keeps Lightning from calling the hooks of each batch that a callback does not have.
+    """Keeps Lightning from calling, at each batch, hooks that a callback does not define.
 
-    Lightning 2.0: it passes over a hook that can't be called. A call costs 2 to 3 us: some 20
-    callbacks times 6 hooks are more than the step of a small model.
+    Lightning 2.0 skips a hook that is not callable. A call costs 2 to 3 us: some 20 callbacks times
+    6 hooks are more than the step of a small model.
     """
     from lightning.pytorch.callbacks import Callback
 
@@ -63,9 +56,9 @@ def call_hooks(callback: "Callback", names: Iterable[str]) -> None:
 
 
 def without_profiler() -> "Profiler":
-    """Measures nothing, as Lightning's default does, without a generator for each hook.
+    """A profiler that measures nothing, at a lower cost than Lightning's default.
 
-    Lightning 2.0: `PassThroughProfiler.profile` is a context manager made anew for each call.
+    Lightning 2.0: `PassThroughProfiler.profile` makes a new context manager for each hook.
     """
     from lightning.pytorch.profilers import PassThroughProfiler
 
@@ -80,7 +73,7 @@ def without_profiler() -> "Profiler":
 
 @contextlib.contextmanager
 def without_asking_for_gpus() -> Iterator[None]:
-    """Hides GPUs where there is none.
+    """Tells torch that there is no GPU, on a machine without one.
 
     Lightning 2.0 sets PYTORCH_NVML_BASED_CUDA_CHECK. A torch that is built for CUDA then tries to
     load NVIDIA's library in each step of an optimiser, at 0.1 ms.
@@ -101,32 +94,27 @@ def without_asking_for_gpus() -> Iterator[None]:
 def stop_asking_for_sigterm(trainer: "pl.Trainer") -> Callable[[], None]:
     """Keeps Lightning from asking all processes about SIGTERM before each batch.
 
-    Lightning 2.6: `_broadcast_sigterm_tensor` waits for the device at each batch, and hangs where
-    the signal went to more than one process.
-
-    Returns:
-        What gives it back.
+    Lightning 2.6: `_broadcast_sigterm_tensor` waits for the device at each batch, and hangs if
+    more than one process got the signal. Returns a function that restores it.
     """
     epoch_loop: Any = trainer.fit_loop.epoch_loop
     epoch_loop._broadcast_sigterm_tensor = lambda: None
     return lambda: vars(epoch_loop).pop("_broadcast_sigterm_tensor", None)
 
 
-# Lightning: when validation runs ----------------------------------------------------------------
-
-
 def decide_validation(trainer: "pl.Trainer", due: bool) -> None:
-    """Lets Lightning validate after the batch that ends, or not.
+    """Lets Lightning validate after the current batch, or not.
 
-    Lightning 2.0 computes `val_check_batch` once, where the loaders are made.
+    Lightning 2.0 computes `val_check_batch` once, when it makes the loaders, and validates after
+    each batch whose number is a multiple of it.
     """
-    trainer.val_check_batch = _NOW if due else _NOT_NOW
+    trainer.val_check_batch = 1 if due else sys.maxsize
 
 
 def validation_is_due(trainer: "pl.Trainer") -> bool:
-    """Whether a validation follows the batch that ends.
+    """Whether a validation follows the current batch.
 
-    Lightning 2.0: only its loop knows of all that can ask for one.
+    Lightning 2.0: only `_should_check_val_fx` of its loop knows all the reasons for one.
     """
     fit_loop: Any = trainer.fit_loop
     return bool(fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher))
@@ -135,10 +123,9 @@ def validation_is_due(trainer: "pl.Trainer") -> bool:
 def run_validation(trainer: "pl.Trainer") -> None:
     """Runs a validation now, before the first batch.
 
-    Lightning 2.6: a restored loop can only finish a validation that was begun. It would do so with
-    the number of batches that were left, but from the start of the data. Afterwards the loops are
-    told that they have not run it: else an epoch that ended with it would never be followed by
-    another.
+    Lightning 2.6: a restored loop can only finish a validation that was begun: with the number of
+    batches that were left, but from the start of the data. Afterwards the loop is told that it has
+    not run: else no epoch would follow one that ended with this validation.
     """
     val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
     val_loop.restarting = False
@@ -150,26 +137,23 @@ def run_validation(trainer: "pl.Trainer") -> None:
 
 
 def allow_iterations(trainer: "pl.Trainer", n_more: int) -> None:
-    """Raises, or lowers, the number of iterations after which the loop is done.
+    """Adds to the number of iterations after which the loop is done.
 
-    Lightning 2.0: a loop that is done at its start is not run at all.
+    Lightning 2.0 does not run a loop at all that is done at its start.
     """
     trainer.fit_loop.epoch_loop.max_steps += n_more
-
-
-# Lightning: TensorBoard -------------------------------------------------------------------------
 
 
 def reopen(logger: Any) -> None:
     """Lets a TensorBoardLogger open a new file for its next point, after a write has failed.
 
-    Lightning 2.0: `_experiment` holds the writer, whose thread has ended with the failure.
+    Lightning 2.0: `_experiment` holds the writer, whose thread ended with the failure.
     """
     logger._experiment = None
 
 
 def is_open(logger: Any) -> bool:
-    """Whether a TensorBoardLogger has opened its file; asking `experiment` would open it."""
+    """Whether a TensorBoardLogger has opened its file. Lightning 2.0: `experiment` opens it."""
     return logger._experiment is not None
 
 
@@ -181,23 +165,16 @@ def add_summary(logger: Any, summary: Any) -> None:
     logger.experiment._get_file_writer().add_summary(summary)
 
 
-# torchmetrics -----------------------------------------------------------------------------------
-
-
 def set_update_count(metric: "Metric", n_updates: int) -> None:
-    """Says that a metric's state has been filled in.
-
-    torchmetrics 1.0 has no public way.
-    """
+    """Marks a metric whose state was restored as updated; torchmetrics 1.0 has no public way."""
     metric._update_count = n_updates
 
 
 def update_groups(metrics: "MetricCollection", *args: Any) -> None:
-    """`metrics.update(*args)`, whose cost does not grow with metrics that share their state.
+    """`metrics.update(*args)`, at one metric's cost for all metrics that share their state.
 
-    torchmetrics 1.0 updates one metric of a group and hands its state to the others each time, at
-    20 us for each. It hands the state out again where they are read, unless it believes that
-    nothing has changed: `_computed` and `_state_is_copy` say so.
+    torchmetrics 1.0 updates one metric of a group and copies its state to each other one, at 20 us.
+    It does so again when they are read, if `_computed` and `_state_is_copy` are reset as here.
     """
     if not metrics._groups_checked:  # the first update finds the groups
         metrics.update(*args)
@@ -209,13 +186,10 @@ def update_groups(metrics: "MetricCollection", *args: Any) -> None:
     metrics._state_is_copy = False
 
 
-# torch ------------------------------------------------------------------------------------------
-
-
 def is_compiled(module: Any) -> bool:
     """Whether a module, or one within it, is compiled.
 
-    torch 2.2: `Module.compile` keeps what it made in `_compiled_call_impl`.
+    torch 2.2: `Module.compile` keeps its result in `_compiled_call_impl`.
     """
     import torch
 
@@ -226,14 +200,11 @@ def is_compiled(module: Any) -> bool:
 def seed_gpu(index: int, seed: int) -> None:
     """Seeds one GPU's generator.
 
-    torch 2.0: `torch.cuda.manual_seed` queues a call with a traceback where CUDA is not started.
+    torch 2.0: before CUDA starts, `torch.cuda.manual_seed` queues each call with a traceback.
     """
     import torch
 
     torch.cuda.default_generators[index].manual_seed(seed)
-
-
-# The command line: argparse and jsonargparse ----------------------------------------------------
 
 
 def option_names(parser: argparse.ArgumentParser) -> set[str]:
@@ -251,29 +222,21 @@ def option_names(parser: argparse.ArgumentParser) -> set[str]:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What jsonargparse 4.51 says of a command line, read from the wording of its message.
+    """jsonargparse's error, read from the wording of its message.
 
-    Its exceptions carry nothing but the message.
-
-    Attributes:
-        message: In one line, without Python's notation.
-        unknown: The option, key or command that there is not.
-        is_option: Whether `unknown` was typed as `--unknown`.
-        class_path: The class that has no such argument.
-        lacks: A module, and the name that it has not.
-        is_incomplete: Whether a required setting is missing.
+    jsonargparse 4.51: its exceptions carry nothing but the message.
     """
 
-    message: str
-    unknown: str
-    is_option: bool
-    class_path: str
-    lacks: tuple[str, str] | None
-    is_incomplete: bool
+    message: str  # in one line, without Python's notation
+    unknown: str  # the option, key or command that does not exist
+    is_option: bool  # whether `unknown` was typed as `--unknown`
+    class_path: str  # the class that has no such argument
+    lacks: tuple[str, str] | None  # a module, and the name that it does not have
+    is_incomplete: bool  # whether a required setting is missing
 
     @classmethod
     def read(cls, message: str, ex: BaseException | None = None) -> "Refusal":
-        """Takes apart what a parser's `error` is called with."""
+        """Reads the message that a parser's `error` gets, and the exception behind it."""
         key = re.match(r'Parser key "([^"]+)"', message)
         if ex is not None and (cause := root_cause(ex)) is not ex:
             message = f"`{key[1]}`: {cause}" if key else str(cause)
@@ -299,9 +262,9 @@ class Refusal:
 
 
 def root_cause(ex: BaseException) -> BaseException:
-    """The error below jsonargparse's report of every type that it tried.
+    """The error below jsonargparse's report of all the types that it tried.
 
-    jsonargparse 4.51: the report is an exception of a general kind, known by its words.
+    jsonargparse 4.51: the report is a general exception, which only its words identify.
     """
     while ex.__cause__ is not None and (
         "Does not validate against any" in str(ex) or isinstance(ex, argparse.ArgumentError)

@@ -1,1 +1,1 @@
-"""What a project extends."""
+"""The classes that a project extends."""

@@ -1,4 +1,4 @@
-"""BaseDataModule: from `create_data` to loaders that can go on where they stopped."""
+"""BaseDataModule: from `create_data` to loaders that go on where they stopped."""
 
 import os
 import signal
@@ -19,13 +19,12 @@ from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 class SessionLoader(DataLoader[Any]):
     """A DataLoader that knows how many samples were used and can go on from there.
 
-    Lightning finds `state_dict` and `load_state_dict`, keeps what they hold in each checkpoint and
-    gives it back before the first batch. `fetch_started_s` (of `time.perf_counter`) is when the
-    newest batch was asked for: the fetch time of an iteration counts from there.
+    Lightning finds `state_dict` and `load_state_dict`, keeps the state in each checkpoint and
+    restores it before the first batch.
     """
 
     sampler: ExactSampler
-    fetch_started_s = 0.0
+    fetch_started_s = 0.0  # by `perf_counter`, when the newest batch was asked for
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
@@ -43,7 +42,6 @@ class SessionLoader(DataLoader[Any]):
         return {"samples": self.sampler.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on after that many samples."""
         self.sampler.position = state["samples"]
 
 
@@ -80,23 +78,23 @@ class BaseDataModule(pl.LightningDataModule):
 
         Optionally sets `self.test_dataset` and `self.predict_dataset`. Each is a map-style dataset
         of dicts ("image": uint8 (C, H, W), "label": an int, ...).
-        Called once in every process; download in `prepare_data`. A dataset may have
-        `get_batch(indices, seeds)` to make a whole batch at once, a dict of tensors: `indices` and
-        `seeds` are int64 (B,), and each seed, a function of the run's seed, the epoch and the
-        sample, is for what is random in that sample (as in `random_crop_and_flip`). Or it may have
-        torch's `__getitems__(indices)`, and `collate_fn(samples)` to make the batch of what that
-        returns.
+        Called once in every process; download in `prepare_data`.
+
+        A dataset may make a whole batch at once by `get_batch(indices, seeds)`, which returns a
+        dict of tensors. `indices` and `seeds` are int64 (B,). A seed depends on the run's seed, the
+        epoch and the sample; use it for that sample's random transforms (as in
+        `random_crop_and_flip`). Or it may have torch's `__getitems__(indices)`, and
+        `collate_fn(samples)` to make the batch from the result.
         """
 
     def setup(self, stage: str) -> None:
-        """Calls `create_data`, so that what reads the data before the loaders are made finds it."""
+        """Calls `create_data`, for readers of the datasets before the loaders are made."""
         self._create_once()
 
     def train_dataloader(self) -> Any:
         """Shuffled batches of `train_dataset`. Override it for a loader of your own."""
         # Lightning's overfit_batches asks for the same few batches in every epoch.
-        trainer: Any = self.trainer
-        overfit = trainer is not None and trainer.overfit_batches > 0
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         return self.create_loader("train_dataset", shuffle=not overfit)
 
     def val_dataloader(self) -> Any:
@@ -104,11 +102,9 @@ class BaseDataModule(pl.LightningDataModule):
         return self.create_loader("val_dataset", shuffle=False)
 
     def test_dataloader(self) -> Any:
-        """All of `test_dataset` in its own order."""
         return self.create_loader("test_dataset", shuffle=False)
 
     def predict_dataloader(self) -> Any:
-        """All of `predict_dataset` in its own order."""
         return self.create_loader("predict_dataset", shuffle=False)
 
     def create_loader(self, attribute: str, shuffle: bool) -> DataLoader[Any]:
@@ -117,32 +113,31 @@ class BaseDataModule(pl.LightningDataModule):
         Args:
             attribute: Name of the dataset's attribute, e.g. "train_dataset".
             shuffle: A new order every epoch, and the position kept over a restart; else the
-                dataset's own order, each sample exactly once. Neither is possible with an
-                `IterableDataset`, which has its own order and starts anew with each run.
+                dataset's own order, each sample exactly once. Ignored for an `IterableDataset`,
+                which has its own order and starts anew with each run.
 
         Raises:
             ValueError: If the dataset is not set, or empty.
         """
-        dataset = self._get_dataset(attribute)
+        dataset, trainer = self._get_dataset(attribute), self.trainer
+        makes_batch = hasattr(dataset, "get_batch")
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_workers": self.n_workers,
-            "collate_fn": _as_it_is
-            if hasattr(dataset, "get_batch")
-            else getattr(dataset, "collate_fn", None),
-            "pin_memory": self._is_on_gpu(),
+            "collate_fn": _unchanged if makes_batch else getattr(dataset, "collate_fn", None),
+            "pin_memory": on_gpu,
             "persistent_workers": self.n_workers > 0,
             "worker_init_fn": _leave_signals_to_main_process,
-            "generator": Generator(),  # of its own: iterating must not draw from the global one
+            "generator": Generator(),  # its own: iterating must not draw from the global one
         }
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
-        replicas = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
-        sampler = ExactSampler(
-            len(cast(Sized, dataset)), self.batch_size, seed, shuffle, **(replicas or {})
-        )
-        # All by name: Lightning makes the loader anew to predict.
+        replicas = (trainer is not None and trainer.distributed_sampler_kwargs) or {}
+        n_samples = len(cast(Sized, dataset))
+        sampler = ExactSampler(n_samples, self.batch_size, seed, shuffle, **replicas)
+        # By name, because Lightning reads them to make another loader for `predict`.
         loader_class = SessionLoader if shuffle else DataLoader
         return loader_class(dataset=SeededDataset(dataset, seed), sampler=sampler, **options)
 
@@ -166,17 +161,14 @@ class BaseDataModule(pl.LightningDataModule):
             )
         return cast("Dataset[Any]", dataset)
 
-    def _is_on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
-
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def _leave_signals_to_main_process(worker_id: int) -> None:
-    # A terminal sends Ctrl-C, and a scheduler SIGTERM, to the whole process group. Workers that die
-    # of it take the batch from under the main process before it has saved.
+    # A terminal sends Ctrl-C, and a scheduler SIGTERM, to the whole process group. A worker that
+    # dies of it leaves the main process without its batch, before that has saved.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -185,7 +177,7 @@ def _leave_signals_to_main_process(worker_id: int) -> None:
 
 
 def _obey_main_process() -> None:
-    """Ends this worker on the SIGTERM with which Python ends those left when it exits."""
+    """Ends this worker on SIGTERM from the main process, which sends it at its exit."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

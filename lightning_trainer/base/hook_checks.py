@@ -1,4 +1,4 @@
-"""Checks of what a project's hooks made, each with the remedy."""
+"""Checks the results of a project's hooks; each error names the remedy."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,16 +10,11 @@ from lightning_trainer.base.metrics import named_metrics
 
 
 def require_hooks(cls: type) -> None:
-    """Refuses a class that leaves one of its base's abstract hooks undefined.
+    """Raises a TypeError that names the abstract hooks a class leaves undefined.
 
-    Done here and not by `abc.ABC`, because the command line's parser turns such classes away with a
-    message that does not name the hook.
-
-    Raises:
-        TypeError: Names the missing hooks.
+    `abc.ABC` is not used: the command line's parser refuses its classes without naming the hook.
     """
-    hooks = [name for name in dir(cls) if hasattr(getattr(cls, name), "__isabstractmethod__")]
-    if missing := [name for name in hooks if getattr(cls, name).__isabstractmethod__]:
+    if missing := [n for n in dir(cls) if getattr(getattr(cls, n), "__isabstractmethod__", False)]:
         base = next(c for c in cls.__mro__ if missing[0] in vars(c))
         names = ", ".join(f"`{name}`" for name in missing)
         raise TypeError(
@@ -30,17 +25,11 @@ def require_hooks(cls: type) -> None:
 
 
 def call_hook(owner: Any, hook: str, attribute: str, kind: Any) -> None:
-    """Calls a hook, which must assign an object of some kind to an attribute.
-
-    Args:
-        owner: The module.
-        hook: Name of its method.
-        attribute: What the hook assigns.
-        kind: A class, or a tuple of classes.
+    """Calls a hook, which must assign an object of `kind`, a class or several, to `attribute`.
 
     Raises:
         AttributeError: If the hook reads hyper-parameters that were not saved.
-        TypeError: If the attribute is not as asked for.
+        TypeError: If the attribute is unset or of another kind.
     """
     try:
         getattr(owner, hook)()
@@ -55,11 +44,7 @@ def call_hook(owner: Any, hook: str, attribute: str, kind: Any) -> None:
 
 
 def require(owner: Any, hook: str, attribute: str, kind: Any) -> None:
-    """Refuses an attribute that a hook has not assigned, or to something else.
-
-    Raises:
-        TypeError: Names the hook and the attribute.
-    """
+    """Raises a TypeError unless the hook has set the attribute to an object of `kind`."""
     value = getattr(owner, attribute)
     if value is None or not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -71,13 +56,9 @@ def require(owner: Any, hook: str, attribute: str, kind: Any) -> None:
 
 
 def check_metrics(module: Any) -> None:
-    """Refuses a metric that would count training and validation together.
-
-    Raises:
-        ValueError: Says what to do.
-    """
-    train, val = ({id(m) for m in metrics.modules()} for metrics in
-                  (module.train_metrics, module.val_metrics))  # fmt: skip
+    """Raises a ValueError for a metric that would count training and validation together."""
+    both = (module.train_metrics, module.val_metrics)
+    train, val = ({id(m) for m in metrics.modules()} for metrics in both)
     if train & val:
         raise ValueError(
             f"`{type(module).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
@@ -86,11 +67,7 @@ def check_metrics(module: Any) -> None:
 
 
 def refuse_loss(module: Any, loss: Any) -> NoReturn:
-    """Refuses a loss that is not a scalar tensor.
-
-    Raises:
-        TypeError: Says what `forward_loss` returned.
-    """
+    """Raises a TypeError for a loss that is not a scalar tensor."""
     got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
     raise TypeError(
         f"`{type(module).__name__}.forward_loss` returned {got}, not a scalar tensor: "
@@ -99,10 +76,9 @@ def refuse_loss(module: Any, loss: Any) -> NoReturn:
 
 
 def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
-    """Refuses weights of another model; torch's own message has every tensor in one line.
+    """Raises a ValueError that names up to five tensors in which the weights do not fit.
 
-    Raises:
-        ValueError: Names the tensors that differ, with their shapes.
+    torch's own message has every tensor in one line.
     """
     wrong = [f"`{name}` is not in the checkpoint" for name in own.keys() - loaded.keys()]
     wrong += [f"`{name}` is not in the model" for name in loaded.keys() - own.keys()]
@@ -119,11 +95,11 @@ def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> No
 
 
 def check_score(module: Any, results: Mapping[str, Tensor], mode: str) -> None:
-    """Refuses a score that is not among the results of an evaluation.
+    """Looks for the score among the results of an evaluation.
 
     Raises:
-        TypeError: If the score is no scalar.
-        ValueError: If there is no metric of that name.
+        TypeError: If the score is not a scalar.
+        ValueError: If no metric has its name.
     """
     if module.score_key.replace("val/", f"{mode}/", 1) in results:
         return

@@ -10,14 +10,14 @@ from lightning_trainer.internals import update_groups
 
 
 def named_metrics(metrics: Metric | MetricCollection) -> dict[str, Metric]:
-    """The metrics by name; a single one is named for its class, `MulticlassAccuracy` accuracy."""
+    """The metrics by name; a single `MulticlassAccuracy` is named "accuracy"."""
     if isinstance(metrics, MetricCollection):
         return cast("dict[str, Metric]", dict(metrics.items()))
     return {re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__).lower(): metrics}
 
 
 def update_metrics(metrics: Metric | MetricCollection, *args: Any) -> None:
-    """`metrics.update(*args)`, as fast for fifty metrics that share their state as for one."""
+    """`metrics.update(*args)`, at one metric's cost for all metrics that share their state."""
     if isinstance(metrics, MetricCollection):
         update_groups(metrics, *args)
     else:
@@ -25,14 +25,10 @@ def update_metrics(metrics: Metric | MetricCollection, *args: Any) -> None:
 
 
 def compute_metrics(metrics: Metric | MetricCollection, mode: str) -> dict[str, Tensor]:
-    """Computes those that were updated, over all processes, and resets all.
-
-    Args:
-        metrics: What a project's `create_metrics` made.
-        mode: "train", "val" or "test".
+    """Computes the metrics that were updated, over all processes, and resets all.
 
     Returns:
-        The scalars among the results, named e.g. "val/accuracy".
+        The scalar results, named e.g. "val/accuracy" with `mode` "val".
     """
     values: dict[str, Any] = {}
     for name, metric in named_metrics(metrics).items():

@@ -82,16 +82,13 @@ class BaseModule(pl.LightningModule):
         self.score_name = score_name
         self.score_mode = score_mode
         self.channels_last = channels_last
-        # Two underscores: a name that no project can take by chance.
-        self.__compiles = compile
+        self.__compiles = compile  # two underscores: a name that no project can take by chance
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == CURRENT_HOOK:  # sooner than by the way of `nn.Module`
+        if name == CURRENT_HOOK:  # faster than through `nn.Module`
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
-
-    # What a project writes ------------------------------------------------------------------------
 
     @abstractmethod
     def create_model(self) -> None:
@@ -122,47 +119,29 @@ class BaseModule(pl.LightningModule):
 
     @abstractmethod
     def forward_model(self, batch: Batch) -> Any:
-        """Returns the model's output for `batch`, e.g. logits, float (B, K).
+        """Returns the model's output, e.g. logits, float (B, K).
 
-        Args:
-            batch: What the loader made of the dataset's dicts, on the device: a dict of tensors
-                whose first dimension is B.
+        `batch` is the loader's dict, on the device: tensors whose first dimension is B.
         """
 
     @abstractmethod
     def forward_loss(self, batch: Batch, output: Any) -> Tensor:
-        """Returns the loss, a scalar: the mean over the examples of `batch`.
-
-        Args:
-            batch: As for `forward_model`.
-            output: What `forward_model` returned for it.
-        """
+        """Returns the loss, a scalar: the mean over the examples of `batch`."""
 
     def update_metrics(self, metrics: Any, batch: Batch, output: Any) -> None:
         """Adds one batch to `metrics`; override it where the labels are elsewhere.
 
-        Assumes that `batch` has "label", an integer tensor (B,).
-
-        Args:
-            metrics: `self.train_metrics` or `self.val_metrics`.
-            batch: As for `forward_model`.
-            output: What `forward_model` returned for it, detached.
+        `metrics` is `self.train_metrics` or `self.val_metrics`, `output` is detached. Assumes that
+        `batch` has "label", an integer tensor (B,).
         """
         update_metrics(metrics, output, batch["label"])
 
     def visualise(self, batch: Batch, output: Any, mode: str) -> None:
         """Draws on `self.tensorboard` at step `self.global_step`, e.g. by `add_images`.
 
-        Called every `vis_iterations` with a training batch and at each validation with its first
-        batch, on the first process.
-
-        Args:
-            batch: As for `forward_model`.
-            output: What `forward_model` returned for it, detached.
-            mode: "train" or "val".
+        Called on the first process, every `vis_iterations` with a training batch (`mode` "train")
+        and at each validation with its first batch ("val"). `output` is detached.
         """
-
-    # What is there to use -------------------------------------------------------------------------
 
     @property
     def tensorboard(self) -> Any:
@@ -200,8 +179,6 @@ class BaseModule(pl.LightningModule):
         name = self.score_name or next(iter(named_metrics(self.val_metrics)))
         return f"val/{name}"
 
-    # How Lightning calls it -----------------------------------------------------------------------
-
     def configure_model(self) -> None:
         """Calls `create_model`, `create_loss` and `create_metrics`, once."""
         if self.model is not None:
@@ -218,34 +195,30 @@ class BaseModule(pl.LightningModule):
         check_metrics(self)
 
     def configure_optimizers(self) -> Any:
-        """Calls `create_optimiser`."""
         call_hook(self, "create_optimiser", "optimiser", torch.optim.Optimizer)
         if self.scheduler is None:
             return self.optimiser
         require(self, "create_optimiser", "scheduler", LRScheduler)
-        # LogResults steps a plateau scheduler.
         config = {"scheduler": self.scheduler, "interval": "step", "reduce_on_plateau": False}
         return {"optimizer": self.optimiser, "lr_scheduler": config}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Lets a trainer without the command line's callbacks log the results of evaluations."""
+        """Adds `LogResults` where the trainer is not the command line's."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        there = any(isinstance(callback, LogResults) for callback in callbacks)
-        return [] if there else [LogResults()]
+        return [] if any(isinstance(c, LogResults) for c in callbacks) else [LogResults()]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Steps the scheduler after an iteration, unless it waits for validations."""
+        """Steps the scheduler after an iteration; LogResults steps a `ReduceLROnPlateau`."""
         if not isinstance(scheduler, ReduceLROnPlateau):
             super().lr_scheduler_step(scheduler, metric)
 
     def forward(self, batch: Batch) -> Any:
-        """The output of the model, as `forward_model`."""
         return self.forward_model(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Returns the loss, and the output where `visualise` will want it."""
+        """Returns the loss, and the output for the batches that are visualised."""
         output, loss = self._forward(batch)
-        detached = _detach(output)
+        detached = apply_to_collection(output, Tensor, Tensor.detach)
         self.update_metrics(self.train_metrics, batch, detached)
         step: dict[str, Any] = {"loss": loss}
         if self.vis_iterations and (self.global_step + 1) % self.vis_iterations == 0:
@@ -253,25 +226,18 @@ class BaseModule(pl.LightningModule):
         return step
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Adds the batch to `val_metrics`; returns the loss and the output."""
         output, loss = self._forward(batch)
         self.update_metrics(self.val_metrics, batch, output)
         return {"loss": loss, "output": output}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """As a validation step, on the test data."""
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """The output of the model for the batch."""
         return self.forward_model(batch)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Loads weights.
-
-        Raises:
-            ValueError: If they are those of another model; names the tensors that differ.
-        """
+        """Loads weights; a ValueError names the tensors that do not fit the model."""
         if kwargs.get("strict", args[0] if args else True):
             check_weights(self.state_dict(), state_dict)
         return super().load_state_dict(state_dict, *args, **kwargs)
@@ -287,9 +253,3 @@ class BaseModule(pl.LightningModule):
         if not isinstance(loss, Tensor) or loss.ndim:
             refuse_loss(self, loss)
         return output, loss
-
-
-def _detach(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.detach()
-    return apply_to_collection(output, Tensor, Tensor.detach)

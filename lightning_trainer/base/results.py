@@ -1,4 +1,4 @@
-"""From the batches of an evaluation to its numbers."""
+"""LogResults: from the batches of an evaluation to its loss, score and metrics."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,27 +18,24 @@ class LogResults(Callback):
     """Logs `val/loss`, the metrics of a validation, and `train/...` of the batches before it.
 
     A trainer without the command line's callbacks gets it from `BaseModule.configure_callbacks`.
-    Assumes a `BaseModule`. The loss of a batch is that of what its step returned.
-
-    Attributes:
-        n_evaluated: Samples of the newest evaluation, over all processes.
-        train_results: The newest `train/...`.
+    Assumes a `BaseModule`, and that a step returns the loss of its batch.
     """
 
-    # The command line logs by itself: Lightning's step is one less than the iterations done.
+    # ReportEvaluation logs by itself: Lightning's step is one less than the iterations done.
     _to_loggers: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self.n_evaluated = 0
-        self.train_results: dict[str, float] = {}
+        self.n_evaluated = 0  # samples of the newest evaluation, over all processes
+        self.train_results: dict[str, float] = {}  # the newest `train/...`
         # A MeanMetric forgets its weights with "disable", without which it synchronises the device.
         self._loss, self._examples = (SumMetric(nan_strategy="disable") for _ in range(2))
 
-    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._begin(trainer)
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        for metric in (self._loss, self._examples):
+            metric.reset()
+            metric.to(trainer.strategy.root_device)
 
-    def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._begin(trainer)
+    on_test_start = on_validation_start
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
@@ -53,10 +50,10 @@ class LogResults(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Logs the results, and steps a scheduler that waits for them.
+        """Logs the results, and steps a plateau scheduler.
 
-        Lightning would step a plateau scheduler after this validation's checkpoint is written, and
-        need the score again at a restart.
+        Lightning would step it after this validation's checkpoint, and need the score again at a
+        restart.
         """
         results = self._results(pl_module, "val")
         train_results = compute_metrics(pl_module.train_metrics, "train")
@@ -69,13 +66,7 @@ class LogResults(Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.log_dict(self._results(pl_module, "test"), logger=self._to_loggers)
 
-    def _begin(self, trainer: pl.Trainer) -> None:
-        for metric in (self._loss, self._examples):
-            metric.reset()
-            metric.to(trainer.strategy.root_device)
-
     def _results(self, pl_module: Any, mode: str) -> dict[str, Tensor]:
-        """The loss and the metrics of the evaluation that ends, as scalars."""
         results = compute_metrics(pl_module.val_metrics, mode)
         n_examples = self._examples.compute()
         self.n_evaluated = int(n_examples)
@@ -86,6 +77,6 @@ class LogResults(Callback):
 
 
 def loss_of(outputs: Any) -> Tensor | None:
-    """The loss of what a step returned: a tensor, or a mapping with "loss"; None if it has none."""
+    """The loss among the outputs of a step: a tensor, or a mapping with "loss"; else None."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return loss if isinstance(loss, Tensor) else None

@@ -1,9 +1,8 @@
 """Which sample comes when: a pure function of seed, epoch, position and process.
 
-Nothing here draws from a global random stream and nothing depends on the number of workers, so a
-run that was stopped at any sample goes on with exactly the samples, and exactly the random
-transforms, that an uninterrupted run would have seen. The only state is one integer: the samples
-used so far.
+Nothing here draws from a global random stream or depends on the number of workers. A stopped run
+therefore goes on with the samples and random transforms of an uninterrupted one. The only state is
+one integer: the samples used so far.
 """
 
 import hashlib
@@ -19,13 +18,9 @@ from lightning_trainer.internals import seed_gpu
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is the same for the same parts, and unrelated for any others.
+    """A seed in [0, 2**63): the first bytes of BLAKE2b (RFC 7693) over the parts.
 
-    Args:
-        *parts: e.g. the run's seed, a purpose, an epoch, an index.
-
-    Returns:
-        An integer in [0, 2**63): the first bytes of BLAKE2b (RFC 7693) over the parts.
+    The parts are e.g. the run's seed, a purpose, an epoch and an index.
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -48,18 +43,17 @@ class ExactSampler(DistributedSampler[Any]):
     """The keys of one process's samples, epoch after epoch.
 
     A key is `epoch * n_samples + index`, which `SeededDataset` decodes. The order of an epoch is
-    cut into global batches of `batch_size * num_replicas` samples and each process takes its slice
-    of each, so a global batch holds the same samples whatever the number of processes. The last,
-    smaller one is split evenly. It derives from `DistributedSampler` because Lightning leaves those
-    in place.
+    cut into global batches of `batch_size * num_replicas` samples. Each process takes its slice of
+    each, so a global batch holds the same samples for any number of processes. The last, smaller
+    one is split evenly. Lightning leaves a `DistributedSampler` in place: hence the base class.
 
     Args:
-        n_samples: Size of the dataset; at least one sample a process.
+        n_samples: Size of the dataset.
         batch_size: Samples a process takes at a time.
-        seed: Seed of the run.
+        seed: Of the run.
         shuffle: A new order every epoch (training), or the dataset's own (evaluation).
-        num_replicas: Number of processes that share the data.
-        rank: Which of them this is.
+        num_replicas: Processes that share the data.
+        rank: This process among them.
 
     Raises:
         ValueError: If there are fewer samples than processes.
@@ -108,14 +102,14 @@ class ExactSampler(DistributedSampler[Any]):
         self.position += min(self.global_batch_size, self.n_samples - offset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Ignored: the epoch follows from `position`, which a restart puts back."""
+        """Ignored: the epoch follows from `position`."""
 
     def _slice(self, start: int) -> range:
         """This process's positions within the global batch that begins at `start`."""
         size = min(self.global_batch_size, self.n_samples - start)
         if self.shuffle and size < self.num_replicas:
-            # Every process must take part in each training step, so the last samples of such an
-            # epoch are shared: some are seen twice. Evaluation never repeats one.
+            # Every process must take part in each training step, so some of the epoch's last
+            # samples are seen twice. Evaluation never repeats one.
             i = start + self.rank % size
             return range(i, i + 1)
         first = start + size * self.rank // self.num_replicas
@@ -124,23 +118,17 @@ class ExactSampler(DistributedSampler[Any]):
     def _order(self, epoch: int) -> Sequence[int]:
         if not self.shuffle:
             return range(self.n_samples)
-        generator = torch.Generator()
-        generator.manual_seed(derive_seed(self.seed, "order", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         return cast("list[int]", torch.randperm(self.n_samples, generator=generator).tolist())
 
 
 class SeededDataset(Dataset[Any]):
     """Decodes the keys of `ExactSampler` and seeds the random transforms of each sample by its key.
 
-    Workers then need no random state of their own: how many there are, how far they prefetch and
-    whether they persist can't change a sample. Costs about 15 us a sample, once a batch where the
-    dataset fetches whole batches, by `__getitems__(indices)` or by `get_batch(indices, seeds)`. The
-    latter gets a seed for each sample, int64 (B,), so that what it draws does not depend on which
-    samples a process takes at a time.
-
-    Args:
-        dataset: A map-style dataset.
-        seed: Seed of the run.
+    Workers then need no random state of their own: their number, prefetching and persistence can't
+    change a sample. Seeding costs about 15 us a sample. A dataset with `__getitems__(indices)` or
+    `get_batch(indices, seeds)` is seeded once a batch. The latter also gets a seed for each sample,
+    int64 (B,), so its draws do not depend on the other samples. Assumes a map-style dataset.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:

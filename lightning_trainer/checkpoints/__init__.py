@@ -1,1 +1,1 @@
-"""Nothing is lost, and going on is exact."""
+"""Checkpoints: saving, stopping and an exact restart."""

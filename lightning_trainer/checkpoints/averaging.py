@@ -1,6 +1,6 @@
-"""What Lightning's weight averaging must be told of where the layer itself saves or goes back.
+"""Keeps Lightning's weight averaging right where the layer itself saves or goes back.
 
-In a validation the model holds the average and the callback the weights that are trained.
+In a validation the model holds the average, and the callback holds the trained weights.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 
 
 def end_validation(trainer: pl.Trainer) -> None:
-    """Gives the model its own weights back, within a validation that is not run to its end."""
+    """Gives the model its own weights back, within a validation that ends early."""
     for callback in _averaging(trainer):
         callback.on_validation_epoch_end(trainer, trainer.lightning_module)
 
@@ -20,8 +20,8 @@ def end_validation(trainer: pl.Trainer) -> None:
 def share_buffers(trainer: pl.Trainer) -> None:
     """Gives all processes the first one's buffers after a validation, as a checkpoint does.
 
-    DDP does so at the first batch of a validation, which are here those of the average, and then
-    not at the next batch of the training.
+    DDP does so at a validation's first batch, here with the average's buffers, and then not at the
+    next batch of the training.
     """
     if trainer.world_size > 1 and _averaging(trainer):
         for buffer in trainer.lightning_module.buffers():
@@ -29,7 +29,7 @@ def share_buffers(trainer: pl.Trainer) -> None:
 
 
 def load_average(trainer: pl.Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Loads the average, and into the model its own weights, which is not `state_dict`."""
+    """Loads the average, and the model's own weights (`state_dict` holds the average)."""
     for callback in _averaging(trainer):
         callback.on_load_checkpoint(trainer, trainer.lightning_module, dict(checkpoint))
 

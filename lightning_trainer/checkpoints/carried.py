@@ -1,4 +1,4 @@
-"""The train score goes on over a restart."""
+"""KeepTrainMetrics: the train score goes on over a restart."""
 
 import warnings
 from typing import Any
@@ -19,22 +19,17 @@ class KeepTrainMetrics(RunCallback):
     """Puts the metrics of the training batches since the last validation into each checkpoint.
 
     torchmetrics keeps its states out of a module's `state_dict`, where they would tie the weights
-    to the choice of metrics. Each process goes on from its own; where their number has changed, the
-    first one goes on from all of them. Assumes a `BaseModule`.
+    to the choice of metrics. Each process goes on from its own states. If the number of processes
+    has changed, the first one goes on from all states. Assumes a `BaseModule`.
     """
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Adds the states; all processes meet here."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        """All processes meet here."""
         metrics = named_metrics(pl_module.train_metrics)
         states = {name: _state(metric) for name, metric in metrics.items()}
         checkpoint[KEY]["train_metrics"] = self.run.processes.gather(states)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Puts them back."""
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         metrics = named_metrics(pl_module.train_metrics)
         processes = layer_state(checkpoint).get("train_metrics") or []
         if not processes or processes[0].keys() != metrics.keys():
@@ -47,14 +42,13 @@ class KeepTrainMetrics(RunCallback):
             elif trainer.is_global_zero:
                 _merge(name, metric, states)
             if not same:
-                # Everywhere alike, because it decides who takes part when the metric is computed.
+                # The same on all processes: it decides which of them compute the metric.
                 set_update_count(metric, sum(state["n_updates"] for state in states))
 
 
 def _state(metric: Metric) -> dict[str, Any]:
-    copy = apply_to_collection(
-        metric.metric_state, torch.Tensor, lambda t: t.detach().cpu().clone()
-    )
+    state = metric.metric_state
+    copy = apply_to_collection(state, torch.Tensor, lambda t: t.detach().cpu().clone())
     return {"n_updates": metric.update_count, "state": copy}
 
 
@@ -70,7 +64,7 @@ def _merge(name: str, metric: Metric, states: list[dict[str, Any]]) -> None:
     try:
         for state in states[1:]:
             metric.merge_state(move_data_to_device(state["state"], metric.device))
-    except RuntimeError:  # what torchmetrics says of a metric whose states can't be merged
+    except RuntimeError:  # torchmetrics can't merge the states of this metric
         metric.reset()
         warnings.warn(
             f"the train metric `{name}` can't be shared out to another number of processes: "

@@ -1,4 +1,4 @@
-"""Changed optimiser settings take effect when a run goes on."""
+"""ApplyChangedSettings: changed optimiser settings take effect when a run goes on."""
 
 import copy
 import warnings
@@ -16,32 +16,26 @@ from lightning_trainer.session.settings import differences
 class ApplyChangedSettings(RunCallback):
     """Lets a changed learning rate, weight decay or schedule win over the checkpoint's.
 
-    An optimiser's and a scheduler's state hold their settings too, so a checkpoint puts the old
-    ones back, whatever the command line says. What `create_optimiser` makes is therefore kept from
-    the first start. Where it makes something else now, the new settings hold as if they had been
-    there from the beginning: the new schedule is stepped to the iteration reached. What the
-    optimiser has learnt (its moments) stays. Assumes a `BaseModule`.
+    The states of optimiser and scheduler include their settings, so a checkpoint restores the old
+    ones against the command line. Each checkpoint therefore also has the settings that
+    `create_optimiser` made. If it makes others now, those hold as if they had been there from the
+    beginning: the new schedule is stepped to the iteration reached. The optimiser's moments stay.
+    Assumes a `BaseModule`.
     """
 
     def __init__(self, run: RunState) -> None:
         super().__init__(run)
-        self._fresh: dict[str, Any] = {}
+        self._fresh: dict[str, Any] = {}  # as `create_optimiser` makes them
         self._restored: dict[str, Any] = {}
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Adds the settings as `create_optimiser` made them."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         checkpoint[KEY]["optimiser"] = self._fresh
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keeps them for comparison."""
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self._restored = layer_state(checkpoint).get("optimiser") or {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Reads the settings before a checkpoint changes them."""
+        """Reads the settings before the checkpoint's replace them."""
         if trainer.optimizers and isinstance(pl_module.optimiser, Optimizer):
             self._fresh = _settings(pl_module)
         if self._restored and self._fresh:
@@ -60,7 +54,6 @@ class ApplyChangedSettings(RunCallback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Applies what differs."""
         restored, self._restored = self._restored, {}
         changes = differences(restored, self._fresh) if restored else []
         if not changes:
@@ -96,19 +89,19 @@ def _apply(pl_module: Any, optimiser: Optimizer, old_groups: dict[str, Any]) -> 
     groups = zip(optimiser.param_groups, new_optimiser.param_groups, strict=True)
     for i, (group, new) in enumerate(groups):
         reduced = 1.0
-        if isinstance(scheduler, ReduceLROnPlateau):  # what it has learnt, as a factor
+        if isinstance(scheduler, ReduceLROnPlateau):  # its reductions so far, as a factor
             reduced = group["lr"] / old_groups[str(i)]["lr"]
         group.update(_without_params(new))
         group["lr"] *= reduced
 
 
 def _at_iteration(new: Any, old: Any) -> dict[str, Any]:
-    """The state of scheduler `new` once it has come as far as `old`."""
+    """The state of scheduler `new`, stepped as far as `old`."""
     if isinstance(new, ReduceLROnPlateau):
         reached = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
         return {**new.state_dict(), **{name: getattr(old, name) for name in reached}}
     with warnings.catch_warnings():
-        # The optimiser that belongs to it never steps, which torch takes for a mistake.
+        # Its optimiser never steps, and torch would warn of that.
         warnings.simplefilter("ignore")
         for _ in range(old.last_epoch):
             new.step()

@@ -1,4 +1,4 @@
-"""Writes checkpoints so that a crash leaves the old one or the new one, never half of one."""
+"""Writes checkpoint files: a crash leaves the whole old one or the whole new one."""
 
 import contextlib
 import copy
@@ -21,9 +21,9 @@ from lightning_trainer.session.checkpoint_header import find_fault
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, reads back and renames; loads without unpickling.
 
-    Lightning writes to the temporary folder and moves from there: on another file system that is a
-    copy, during which a crash or a full disk destroys the old file. It also ignores a missing
-    permission in silence, and holds the file a second time in memory.
+    Lightning writes to the temporary folder and moves the file from there. On another file system
+    that is a copy, and a crash or a full disk within it destroys the old file. Lightning also
+    ignores a missing permission in silence, and holds the file a second time in memory.
     """
 
     def __init__(self) -> None:
@@ -31,19 +31,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._writes: list[Callable[[], None]] | None = None
         self._copying = False
         self._proven = False
-        self._n_bytes = 0  # of the newest one
+        self._n_bytes = 0  # of the newest file
 
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
-        storage_options: Any | None = None,
-    ) -> None:
-        """Writes `checkpoint` to `path`, or within `put_off` keeps what does so.
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        """Writes `checkpoint` to `path`; within `put_off` only prepares to.
 
         Raises:
             OSError: If it can't be written; the file that was there is still whole.
-            TypeError: If it holds what can't be loaded safely; found at the first one of a run.
+            TypeError: If the first checkpoint of a run has a part that can't be loaded safely.
         """
         if self._writes is None:
             self._save(checkpoint, os.fspath(path))
@@ -53,21 +48,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(
         self,
-        path: str | os.PathLike[str],
+        path: Any,
         map_location: Any = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Reads a checkpoint; whatever is asked for, nothing in it is executed."""
+        """Reads a checkpoint without executing code from it, whatever `weights_only` says."""
         return super().load_checkpoint(os.fspath(path), map_location, weights_only=True)
 
     @contextlib.contextmanager
     def put_off(self, copying: bool) -> Iterator[list[Callable[[], None]]]:
-        """Gives what writes the checkpoints that are saved within, to be called later.
+        """Yields a list that collects, for each checkpoint saved within, a function that writes it.
 
         Only the first process writes: if it raised within, the others would wait for it in vain.
 
         Args:
-            copying: Whether training goes on before that.
+            copying: Whether training goes on before those functions are called.
         """
         self._writes, self._copying = [], copying
         try:
@@ -76,16 +71,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self._writes = None
 
     def _save(self, checkpoint: dict[str, Any], target: str) -> None:
-        try:
-            self._write(checkpoint, target)
-        except OSError as ex:
-            raise _with_needs(ex, target, self._n_bytes) from None
-
-    def _write(self, checkpoint: dict[str, Any], target: str) -> None:
-        folder = os.path.dirname(target) or "."
-        os.makedirs(folder, exist_ok=True)
         temporary = f"{target}.tmp"
         try:
+            os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)  # a kill may have left it, as another name of a good file
             _write(checkpoint, temporary)
@@ -96,9 +84,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 self._proven = True
             self._n_bytes = os.path.getsize(temporary)
             replace(temporary, target)
-        except BaseException:
+        except BaseException as ex:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            if isinstance(ex, OSError):
+                raise _with_needs(ex, target, self._n_bytes) from None
             raise
 
 
@@ -109,14 +99,14 @@ def _write(checkpoint: dict[str, Any], path: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except RuntimeError as ex:
-        # torch notices that fewer bytes were written than it handed over, but not why.
+        # torch reports that too few bytes were written, but not why.
         if "inline_container" in str(ex) or "PytorchStreamWriter" in str(ex):
             raise OSError(errno.ENOSPC, "the disk is full or a quota reached") from ex
         raise
 
 
 def _with_needs(ex: OSError, target: str, n_bytes: int) -> OSError:
-    """The error with what is free and what the file needs, as far as that is known."""
+    """The error with the free space, and the size of the newest file if there is one."""
     reason = ex.strerror or str(ex)
     if ex.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += f", {shutil.disk_usage(os.path.dirname(target) or '.').free / 2**20:.1f} MiB free"
@@ -136,29 +126,29 @@ def _check_that_it_loads(checkpoint: dict[str, Any], path: str) -> None:
         ) from ex
 
 
-_TORCH = ("torch", "torch.nn.parameter")
 _SAFE = (
     *(torch.Tensor, torch.Size, torch.dtype, torch.device),
     *(int, float, complex, str, bytes, type(None)),
 )
+_SAFE_MODULES = ("builtins", "torch", "torch.nn.parameter")
 
 
 def _unsafe(value: Any, where: str = "") -> Iterator[str]:
-    """What `torch.load` would refuse, named by its keys."""
+    """The parts that `torch.load` would refuse, named by their keys."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             yield from _unsafe(item, f"{where}.{key}" if where else str(key))
     elif type(value) in (list, tuple, set):
         for i, item in enumerate(value):
             yield from _unsafe(item, f"{where}[{i}]")
-    elif not (isinstance(value, _SAFE) and type(value).__module__ in ("builtins", *_TORCH)):
+    elif not isinstance(value, _SAFE) or type(value).__module__ not in _SAFE_MODULES:
         yield f"`{where}`, a {type(value).__name__},"
 
 
 def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """A copy that training does not change, with all tensors in the host's memory.
 
-    What shares memory, as tied weights do, shares it in the copy.
+    Tensors that share memory, as tied weights do, share it in the copy.
     """
     storages: dict[int, torch.UntypedStorage] = {}
     copies: dict[int, Any] = {}
@@ -168,41 +158,34 @@ def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
             copies[id(value)] = value.detach().cpu().clone()
         elif isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
-            if storage.data_ptr() not in storages:
-                storages[storage.data_ptr()] = storage.cpu() if value.is_cuda else storage.clone()
+            at = storage.data_ptr()
+            if at not in storages:
+                storages[at] = storage.cpu() if value.is_cuda else storage.clone()
             host = torch.empty(0, dtype=value.dtype)
-            host.set_(
-                storages[storage.data_ptr()], value.storage_offset(), value.shape, value.stride()
-            )
+            host.set_(storages[at], value.storage_offset(), value.shape, value.stride())
             copies[id(value)] = host
-        elif isinstance(value, dict):
-            for item in value.values():
-                copy_tensors(item)
-        elif isinstance(value, list | tuple | set):
-            for item in value:
+        elif isinstance(value, dict | list | tuple | set):
+            for item in value.values() if isinstance(value, dict) else value:
                 copy_tensors(item)
 
     copy_tensors(checkpoint)
     return copy.deepcopy(checkpoint, copies)
 
 
-# Names ------------------------------------------------------------------------------------------
-
-
 def unused_name(target: Path) -> Path:
-    """Where to write what shall become `target`: beside it, e.g. `last.ckpt.3`.
+    """A path beside `target` to write to before `publish`, e.g. `last.ckpt.3`.
 
-    A sharded checkpoint is a folder, which can't take the place of another in one step: its name
-    remains, and `target` becomes a link to it.
+    A sharded checkpoint is a folder, which can't replace another in one step: it keeps this name,
+    and `target` becomes a link to it.
     """
     return next(p for n in itertools.count() if not (p := Path(f"{target}.{n}")).exists())
 
 
 def publish(written: Path, target: Path) -> None:
-    """Makes a whole checkpoint known as `target`, in one step; what was there before goes.
+    """Gives a whole checkpoint the name `target`, in one step; the old one is removed.
 
     Raises:
-        OSError: If it can't; what was there is still whole.
+        OSError: If that fails; the old one is still whole.
     """
     if not written.is_dir():
         replace(written, target)
@@ -214,9 +197,9 @@ def publish(written: Path, target: Path) -> None:
 
 
 def give_second_name(source: Path, target: Path) -> None:
-    """Makes the checkpoint `source` known as `target` too, without a copy where that can be.
+    """Gives the checkpoint `source` the name `target` too, without a copy if the disk can.
 
-    It is never written to again, only replaced.
+    Safe, because a checkpoint is never written to again, only replaced.
     """
     if source.is_symlink():
         _link(os.readlink(source), target)
@@ -245,7 +228,7 @@ def _link(name: str, target: Path) -> None:
 
 
 def remove_unused(folder: Path) -> None:
-    """Removes what a kill within a write has left, and folders that no link leads to any more."""
+    """Removes the remains of a killed write, and folders that no link leads to any more."""
     used = {path.resolve() for path in folder.iterdir() if path.is_symlink()}
     for path in folder.glob("*.ckpt.*"):
         if path.is_dir() and not path.is_symlink():

@@ -1,4 +1,4 @@
-"""What happens when the loss or a weight is not finite: the run ends, or goes back."""
+"""Ends the run, or goes back, when the loss or a weight is not finite."""
 
 import math
 from typing import Any
@@ -14,23 +14,21 @@ _MOST_SKIPS = 3
 
 
 class GuardAgainstNonFinite(RunCallback):
-    """Ends the run, or goes back, once the loss or a weight is infinite or not a number.
+    """Checks the loss and the weights before each validation.
 
-    It looks before a validation, `check_line` where a line is printed, and `check_finite` before a
-    checkpoint is written. All of these wait for the device anyway, and last.ckpt is never
-    overwritten by weights that are lost. With `on_non_finite` "skip" weights and optimiser go back
-    to last.ckpt, and training goes on with the batches that come next, at most three times before
-    another checkpoint.
+    PrintProgress calls `check_line` at each line, SaveCheckpoints `check_finite` before it writes.
+    All of these wait for the device anyway, and last.ckpt never gets weights that are not finite.
+    With `on_non_finite` "skip" weights and optimiser go back to last.ckpt and training goes on with
+    the next batches, at most three times before another checkpoint.
     """
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Looks before the validation is run in vain."""
         if in_training(trainer):
             check_finite(trainer, self.run)
 
 
 def check_line(trainer: pl.Trainer, run: RunState, loss: float) -> None:
-    """Looks at the mean loss of a new line, which is the same on all processes.
+    """Checks the mean loss of a new line, which is the same on all processes.
 
     Raises:
         FloatingPointError: If it is not finite and the run can't go back.
@@ -40,9 +38,7 @@ def check_line(trainer: pl.Trainer, run: RunState, loss: float) -> None:
 
 
 def check_finite(trainer: pl.Trainer, run: RunState) -> None:
-    """Looks at the losses since the last line and at all weights; all processes meet here.
-
-    One process is enough to spoil all weights, so they act alike.
+    """Checks the losses since the last line and all weights, on all processes together.
 
     Raises:
         FloatingPointError: If one is not finite and the run can't go back.
@@ -57,9 +53,9 @@ def _react(trainer: pl.Trainer, run: RunState, what: str) -> None:
     if run.writing:
         run.writing.result.result()
     path, iteration = run.session.last_checkpoint, trainer.global_step
-    reached = trainer.strategy.broadcast(reach(path))  # a text if there is none
+    reached = trainer.strategy.broadcast(reach(path))  # a text if there is no checkpoint
     good = None if isinstance(reached, str) else reached[0]
-    if good is not None and good > run.skipped_at:  # else it is what training went back to before
+    if good is not None and good > run.skipped_at:  # newer than when training last went back
         run.n_skips = 0
     if run.on_non_finite == "stop" or run.n_skips == _MOST_SKIPS or good is None:
         saved = "There is no checkpoint"
@@ -84,20 +80,19 @@ def _react(trainer: pl.Trainer, run: RunState, what: str) -> None:
 
 def _weights_are_finite(module: torch.nn.Module) -> bool:
     weights = (p.detach() for p in module.parameters() if p.requires_grad)
-    # Of a sharded weight this process's part.
+    # A sharded weight has a part on each process.
     parts = [w.to_local() if hasattr(w, "to_local") else w for w in weights]
     finite = [part.isfinite().all() for part in parts]
     return not finite or bool(torch.stack(finite).all())  # waits for the device
 
 
 def _go_back(trainer: pl.Trainer, path: str) -> None:
-    """Puts weights and optimiser back; learning rates stay where the schedule has come to."""
+    """Restores weights and optimiser; learning rates stay as the schedule has set them."""
     groups = [group for optimiser in trainer.optimizers for group in optimiser.param_groups]
     settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
     checkpoint = trainer.strategy.load_checkpoint(path)
-    trainer.strategy.load_model_state_dict(
-        checkpoint, strict=trainer.lightning_module.strict_loading
-    )
+    strict = trainer.lightning_module.strict_loading
+    trainer.strategy.load_model_state_dict(checkpoint, strict=strict)
     load_average(trainer, checkpoint)
     trainer.strategy.load_optimizer_state_dict(checkpoint)
     groups = [group for optimiser in trainer.optimizers for group in optimiser.param_groups]

@@ -1,4 +1,4 @@
-"""Says where a restart can't be exact."""
+"""WarnOfInexactRestart: tells why a restart can't be exact."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ from lightning_trainer.run.state import RunCallback
 
 
 class WarnOfInexactRestart(RunCallback):
-    """Warns, where a run goes on, of what keeps it from being the uninterrupted one."""
+    """Warns when a run goes on but may differ from an uninterrupted one."""
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         before = self.run.n_processes_before if self.run.goes_on else None
@@ -29,6 +29,5 @@ class WarnOfInexactRestart(RunCallback):
             reasons.append(
                 "kernels on the GPU need not be deterministic (`--trainer.deterministic`)"
             )
-        if reasons:
-            reason = "; ".join(reasons)
+        if reason := "; ".join(reasons):
             print(f"warning: this restart is not bitwise exact: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What `--ckpt_path` means: which checkpoint, which session, which settings."""
+"""Finds the checkpoint, session and settings that `--ckpt_path` stands for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +15,14 @@ from lightning_trainer.session.folder import Session
 
 @dataclass
 class Restart:
-    """A checkpoint to start from.
+    """A checkpoint to start from."""
 
-    Attributes:
-        checkpoint: The file, or the folder of a sharded one.
-        session: The session to go on with; None makes a new one.
-        iteration: Iterations done at the checkpoint.
-        validated: Whether a validation that was due there has run.
-        config: Settings to start from, below those of the command line.
-        passed_over: Newer or better checkpoints that can't be used, and why.
-    """
-
-    checkpoint: Path
-    session: Session | None
-    iteration: int
-    validated: bool
-    config: dict[str, Any]
-    passed_over: list[str]
+    checkpoint: Path  # the file, or the folder of a sharded one
+    session: Session | None  # the session to go on with; None makes a new one
+    iteration: int  # iterations done at the checkpoint
+    validated: bool  # whether a validation that was due there has run
+    config: dict[str, Any]  # settings to start from, below those of the command line
+    passed_over: list[str]  # newer or better checkpoints that can't be used, and why
 
     def is_before(self, max_steps: int) -> bool:
         """Whether there is an iteration to do, or the validation of the last one."""
@@ -40,17 +31,16 @@ class Restart:
 
     @classmethod
     def find(cls, path: str, command: str, new_session: bool) -> "Restart":
-        """Finds what `path` stands for.
+        """Finds the checkpoint of `path`.
 
         Args:
             path: A session folder, or a checkpoint inside or outside one.
             command: "fit" goes on from the newest checkpoint of a folder, others take its best one.
-            new_session: Whether to start a new session whatever `path` is; its settings come from
-                elsewhere.
+            new_session: Whether to start a new session, with settings from elsewhere.
 
         Raises:
-            FileNotFoundError: If there is no such thing, or no checkpoint in it.
-            ValueError: If the file is no checkpoint, or its settings are not known.
+            FileNotFoundError: If the path does not exist, or has no checkpoint.
+            ValueError: If the file is not a checkpoint, or its settings are not known.
         """
         target = Path(path)
         if not target.exists():

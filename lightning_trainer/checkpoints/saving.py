@@ -1,4 +1,4 @@
-"""Which checkpoints are written, and when."""
+"""SaveCheckpoints: which checkpoints are written, and when."""
 
 from time import perf_counter
 from typing import Any
@@ -12,46 +12,42 @@ from lightning_trainer.checkpoints.stopping import end_by_signal
 from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, write
 from lightning_trainer.internals import validation_is_due
 from lightning_trainer.run.schedule import catch_up
-from lightning_trainer.run.state import RULE, RunCallback, RunState, in_training
+from lightning_trainer.run.state import RULE, RunCallback, in_training
 
 
-class SaveCheckpoints(Checkpoint):
+class SaveCheckpoints(RunCallback, Checkpoint):
     """Writes last.ckpt, to go on from, and best.ckpt, the best score.
 
     last.ckpt is written before the first iteration, after each validation, every `save_minutes`
-    between two, and before a validation if a tenth of that has passed, so that one which crashes
-    costs little. Each is a point from which a restart is right: one that was written before its
-    validation has run runs it first. One that can't be written, e.g. on a full disk, is reported
-    and tried again at the next of these points; a run that ends without its last one fails.
+    between two, and before a validation if a tenth of that has passed: a crash in the validation
+    then costs little. A restart from a last.ckpt that lacks its validation begins with it. A
+    checkpoint that can't be written, e.g. on a full disk, is reported and tried again at the next
+    of these points; a run that ends without its last one fails.
 
-    Where the weights are on a GPU they are only copied to the host; a thread writes that copy while
-    training goes on, and the next point begins by waiting for it.
+    Weights on a GPU are only copied to the host. A thread writes the copy while training goes on,
+    and the next save waits for it.
 
     Lightning calls it after all other callbacks, because it derives from `Checkpoint`.
     """
 
-    def __init__(self, run: RunState) -> None:
-        self.run = run
-        self._interval_s = run.save_minutes * 60
-
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Writes the first one, or catches up on a validation that the run was stopped in.
+        """Writes the first checkpoint, or runs a validation that the run was stopped in.
 
         Raises:
-            OSError: If the first one can't be written.
+            OSError: If the first checkpoint can't be written.
         """
         run, last = self.run, self.run.session.last_checkpoint
         self._saved_s = perf_counter()
         begin(trainer, run)
         if not trainer.strategy.broadcast(last.exists()):
-            # Whatever keeps it from being written or read is better known now than in an hour.
+            # An error that prevents writing or reading is found now, not in an hour.
             write(trainer, run, last)
             finish(trainer, run)
             raise_failure(run)
         catch_up(trainer, run)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Writes last.ckpt where it is time, but not while gradients are being accumulated."""
+        """Writes last.ckpt if it is time, but not while gradients are accumulated."""
         run = self.run
         if not run.stepped:
             return
@@ -62,7 +58,7 @@ class SaveCheckpoints(Checkpoint):
             self._end(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Waits for the one that is being written: its score is the best only if it is kept."""
+        """Waits for a checkpoint that is being written: its score counts only if it is kept."""
         finish(trainer, self.run)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -74,13 +70,12 @@ class SaveCheckpoints(Checkpoint):
             self._end(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Writes last.ckpt, and best.ckpt if the score is the best."""
         if not in_training(trainer):
             return
         share_buffers(trainer)
         run, session = self.run, self.run.session
         run.lacks_validation = False
-        # First the best, because last.ckpt says that it has been found.
+        # best.ckpt comes first, because last.ckpt names the best score.
         best, last = session.best_checkpoint, session.last_checkpoint
         if not run.improved or not write(trainer, run, best, last):
             write(trainer, run, last)
@@ -91,15 +86,10 @@ class SaveCheckpoints(Checkpoint):
             print(f"{saved}\n{RULE}", flush=True)
 
     def on_train_end(self, *_: Any) -> None:
-        """Fails where the end of the run could not be saved.
-
-        Raises:
-            OSError: Says how far last.ckpt has come.
-        """
         raise_failure(self.run)
 
     def on_exception(self, *_: Any) -> None:
-        """Waits for the one that is being written, without the other processes."""
+        """Waits for a checkpoint that is being written, without the other processes."""
         self.run.writer.shutdown()
 
     def _save(self, trainer: pl.Trainer, lacks_validation: bool) -> None:
@@ -112,26 +102,24 @@ class SaveCheckpoints(Checkpoint):
         end_by_signal(trainer, self.run)
 
     def _is_time(self, trainer: pl.Trainer) -> bool:
-        run = self.run
+        run, interval_s = self.run, self.run.save_minutes * 60
         unsaved_s = perf_counter() - self._saved_s
-        alone = trainer.world_size == 1
         before_last = run.iteration < run.n_iterations
-        if alone and before_last and unsaved_s < self._interval_s / 10:
+        if trainer.world_size == 1 and before_last and unsaved_s < interval_s / 10:
             return False
         due = validation_is_due(trainer)
         if not before_last and not due:
-            return True  # nothing comes after it that would be saved
+            return True  # no later point saves the last iteration
         if not due and not run.processes.meeting:
             return False
         (unsaved_s,) = run.processes.highest(unsaved_s)
-        return unsaved_s >= (self._interval_s / 10 if due else self._interval_s)
+        return unsaved_s >= (interval_s / 10 if due else interval_s)
 
 
 class SaveEnd(RunCallback):
-    """Saves the end of a run before a project's callbacks end it, e.g. by averaging its weights."""
+    """Saves the end of a run before a project's callbacks act, e.g. average the weights."""
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Writes last.ckpt, if the newest iteration is not in it."""
         run = self.run
         finish(trainer, run)
         if run.saved_iteration < trainer.global_step and not run.save_failure:

@@ -1,4 +1,4 @@
-"""Ctrl-C and its kin: finish the iteration, save, say how to go on."""
+"""StopOnSignal: at Ctrl-C and other signals a run finishes its iteration, saves and ends."""
 
 import os
 import signal
@@ -21,10 +21,9 @@ class StopOnSignal(RunCallback):
     """The first of SIGINT, SIGTERM, SIGHUP, SIGUSR1 ends the run after the iteration, all saved.
 
     Within a validation it ends after the batch; the validation runs again when the run goes on. The
-    exit code is 128 + the signal's number. A second Ctrl-C does not wait for the iteration. Of
-    several processes it is enough that one gets the signal: all stop at the same iteration, about a
-    second later. On SIGUSR1 a SLURM job asks to be queued again, as `sbatch --signal=USR1@120` with
-    `--requeue` means it.
+    exit code is 128 + the signal's number. A second Ctrl-C does not wait for the iteration. If one
+    of several processes gets the signal, all stop at the same iteration, about a second later. On
+    SIGUSR1 a SLURM job asks to be queued again; use `sbatch --signal=USR1@120 --requeue`.
 
     It sets `run.stop_signal`; SaveCheckpoints, which comes last, saves and ends.
     """
@@ -32,51 +31,11 @@ class StopOnSignal(RunCallback):
     def __init__(self, run: RunState) -> None:
         super().__init__(run)
         self._received = 0
-        self._n_batches = 0.0  # of a validation, that all processes have
+        self._n_batches = 0.0  # of a validation, on the process with the fewest
         self._give_back: list[Callable[[], object]] = []
 
     def on_sanity_check_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Takes the signals over, after Lightning has."""
-        self._take_over(trainer)
-
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Takes the signals over, if there was no check before training."""
-        self._take_over(trainer)
-        if not self.run.saves:
-            catch_up(trainer, self.run)  # else SaveCheckpoints does
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stops, but not while gradients are being accumulated: they are in no checkpoint."""
-        if self.run.stepped:
-            self._stop_if_told(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Notes how many batches all processes have, which may be fewer than this one's."""
-        n_batches = [float(n) for n in trainer.num_val_batches]
-        first = n_batches[0] if n_batches else 0.0
-        self._n_batches = -self.run.processes.highest(-first)[0]
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stops within a validation."""
-        if trainer.state.fn == "fit" and batch_idx < self._n_batches and dataloader_idx == 0:
-            self._stop_if_told(trainer)
-
-    def on_train_end(self, *_: Any) -> None:
-        """Gives the signals back, before Lightning does."""
-        self._restore()
-
-    def on_exception(self, *_: Any) -> None:
-        self._restore()
-
-    def _take_over(self, trainer: pl.Trainer) -> None:
         if self._give_back:
             return
         for number in _SIGNALS:
@@ -84,9 +43,31 @@ class StopOnSignal(RunCallback):
             self._give_back.append(lambda n=number, handler=before: signal.signal(n, handler))  # type: ignore[misc]
         self._give_back.append(stop_asking_for_sigterm(trainer))
 
-    def _restore(self) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.on_sanity_check_start(trainer)  # if there was no check before training
+        if not self.run.saves:
+            catch_up(trainer, self.run)  # else SaveCheckpoints does
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Stops, but not while gradients are accumulated: no checkpoint holds them."""
+        if self.run.stepped:
+            self._stop_if_told(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        own = float(next(iter(trainer.num_val_batches), 0))  # of the first loader
+        self._n_batches = -self.run.processes.highest(-own)[0]
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **_: Any) -> None:
+        batch_idx, *loader_idx = args[3:]  # after module, outputs and batch
+        if trainer.state.fn == "fit" and batch_idx < self._n_batches and not any(loader_idx):
+            self._stop_if_told(trainer)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Gives the signals back, before Lightning does."""
         while self._give_back:
             self._give_back.pop()()
+
+    on_exception = on_train_end
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
@@ -112,18 +93,11 @@ def end_by_signal(trainer: pl.Trainer, run: RunState) -> None:
         if trainer.is_global_zero:
             _requeue()
         run.processes.any(False)  # the launcher ends this process once another has gone
-    # Lightning kills the first process, of which it has started the others, if it sees one of
-    # these fail before the first has ended.
-    raise SystemExit(0 if _is_started_by_first(trainer) else 128 + run.stop_signal)
-
-
-def _is_started_by_first(trainer: pl.Trainer) -> bool:
+    # Where Lightning has started the other processes from the first, it kills the first as soon as
+    # another fails.
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    return (
-        environment is not None
-        and not environment.creates_processes_externally
-        and not trainer.is_global_zero
-    )
+    by_first = environment is not None and not environment.creates_processes_externally
+    raise SystemExit(0 if by_first and not trainer.is_global_zero else 128 + run.stop_signal)
 
 
 def _requeue() -> None:

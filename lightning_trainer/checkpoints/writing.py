@@ -1,4 +1,4 @@
-"""Writes one checkpoint under its names, at once or while training goes on."""
+"""Writes one checkpoint under one name or several, at once or while training goes on."""
 
 import contextlib
 import sys
@@ -22,13 +22,13 @@ from lightning_trainer.run.state import RunState, Writing
 def goes_on_meanwhile(trainer: pl.Trainer) -> bool:
     """Whether training goes on while a checkpoint is written.
 
-    A copy of the weights is kept on the host for that. On the CPU it would be a second one.
+    That needs a copy of the weights on the host. Weights on the CPU would be there twice.
     """
     return trainer.strategy.root_device.type != "cpu"
 
 
 def begin(trainer: pl.Trainer, run: RunState) -> None:
-    """Notes what is saved when training starts, and removes what a kill within a write has left."""
+    """Notes the iteration of last.ckpt at the start, and removes the remains of a killed write."""
     run.saved_iteration = trainer.global_step
     folder = run.session.last_checkpoint.parent
     if trainer.is_global_zero and folder.exists():
@@ -36,9 +36,9 @@ def begin(trainer: pl.Trainer, run: RunState) -> None:
 
 
 def write(trainer: pl.Trainer, run: RunState, *names: Path) -> bool:
-    """Writes a checkpoint under each name; whether that succeeded, or may still do.
+    """Writes a checkpoint under each name; returns False if that has failed already.
 
-    All processes meet here. A thread writes, of the first process only.
+    All processes meet here. Only the first one writes, in a thread.
     """
     finish(trainer, run)
     started_s = perf_counter()
@@ -59,7 +59,7 @@ def write(trainer: pl.Trainer, run: RunState, *names: Path) -> bool:
 
 
 def finish(trainer: pl.Trainer, run: RunState) -> bool:
-    """Waits for the one that is being written; whether it succeeded, on all processes alike."""
+    """Waits for a checkpoint that is being written; returns everywhere whether it succeeded."""
     if run.writing is None:
         return True
     writing, run.writing = run.writing, None
@@ -83,11 +83,7 @@ def finish(trainer: pl.Trainer, run: RunState) -> bool:
 
 
 def raise_failure(run: RunState) -> None:
-    """Fails where the newest last.ckpt could not be written.
-
-    Raises:
-        OSError: Says how far last.ckpt has come.
-    """
+    """Raises an OSError if the newest last.ckpt could not be written."""
     if run.save_failure:
         raise OSError(
             f"{run.save_failure}. Make room or give another `output_path`; what is saved is that "
@@ -96,7 +92,7 @@ def raise_failure(run: RunState) -> None:
 
 
 def _take(steps: Sequence[tuple[Path, Callable[[], None]]]) -> tuple[Path, str] | None:
-    """Takes the steps that make some files; returns which file can't be made, and why."""
+    """Takes the steps; returns the file of the first that fails, and the reason."""
     for path, step in steps:
         try:
             step()

@@ -1,9 +1,8 @@
 """Random crops and flips of a whole batch at once, on the device that holds it.
 
-Each sample has its own draw, which depends on its seed alone: `get_batch` of a dataset gets such
-seeds, functions of the run's seed, the epoch and the sample. The result is that of torchvision's
-`RandomCrop` and `RandomHorizontalFlip` on each image by itself, in a small part of the time
-(benchmarks/images.py).
+Each sample's draw depends on its seed alone; `get_batch` of a dataset gets the seeds. The images
+equal those of torchvision's `RandomCrop` and `RandomHorizontalFlip` one by one, in a small part of
+the time (benchmarks/images.py).
 """
 
 from collections.abc import Sequence
@@ -17,19 +16,13 @@ from torch import Tensor
 _INCREMENT = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
-# Images that a processor moves at a time: what lies in between then stays in its cache.
-_AT_ONCE = 128
+_AT_ONCE = 128  # images that a CPU moves at a time: the padded ones then stay in its cache
 
 
 def draw(seeds: Tensor, limits: Sequence[int]) -> list[Tensor]:
-    """For each seed an integer in [0, n), all equally likely, for each n of `limits`.
+    """For each limit n, far below 2**63, uniform integers in [0, n), one for each seed.
 
-    Args:
-        seeds: int64 (B,).
-        limits: Each far below 2**63.
-
-    Returns:
-        For each limit int64 (B,), on the device of `seeds`.
+    Takes `seeds`, int64 (B,), and returns for each limit int64 (B,) on the same device.
     """
     streams = torch.arange(1, len(limits) + 1, device=seeds.device)[:, None]
     bits = seeds + streams * _signed(_INCREMENT)
@@ -52,8 +45,8 @@ def random_crop_and_flip(
         images: (B, C, H, W), of any type.
         seeds: int64 (B,), on the same device; may be any integers.
         padding: In pixels, less than H and W.
-        fill: What comes in at the borders: zeros, or the image mirrored at its outermost pixels.
-        flips: Whether any are mirrored.
+        fill: The padding: zeros, or the image mirrored at its outermost pixels.
+        flips: Whether half of the images are mirrored.
 
     Returns:
         A new tensor like `images`.
@@ -71,13 +64,13 @@ def crop_and_flip(
     padding: int,
     fill: Literal["zeros", "reflect"] = "zeros",
 ) -> Tensor:
-    """Crops each image, padded on all sides, to its size at (top, left), then flips it or not.
+    """Pads each image, crops it to its size at (top, left), and flips it where `flipped`.
 
     Args:
         images: (B, C, H, W), of any type.
         top: int64 (B,), from 0 to 2 * `padding`.
         left: As `top`.
-        flipped: bool (B,), whether left and right are exchanged.
+        flipped: bool (B,), whether to exchange left and right.
         padding: In pixels, less than H and W.
         fill: As for `random_crop_and_flip`.
 
@@ -86,16 +79,15 @@ def crop_and_flip(
     """
     n_images, n_channels, height, width = images.shape
     n_at_once = max(min(n_images, _AT_ONCE) if images.device.type == "cpu" else n_images, 1)
-    # The padded images as they are, and mirrored.
+    # The padded images, and the same mirrored.
     both = images.new_zeros((2, n_at_once, n_channels, height + 2 * padding, width + 2 * padding))
-    strides = both.stride()
-    device = images.device
-    # Where each row of the result begins among all values of `both`, (B, C, H).
+    strides, device = both.stride(), images.device
+    # The index in `both` at which each row of the result begins, (B, C, H).
     begins = flipped * strides[0] + torch.arange(n_images, device=device) % n_at_once * strides[1]
     begins += top * strides[3] + torch.where(flipped, 2 * padding - left, left)
     channels = torch.arange(n_channels, device=device)[:, None] * strides[2]
     begins = begins[:, None, None] + channels + torch.arange(height, device=device) * strides[3]
-    # A row is copied as a whole: of the ways to do it in torch this is the fastest.
+    # A row is copied as a whole: the fastest way in torch.
     all_rows = both.as_strided([both.numel() - width + 1, width], [1, 1])
     result = images.new_empty(images.shape)
     for first in range(0, n_images, n_at_once):
@@ -107,10 +99,10 @@ def crop_and_flip(
 
 
 def _fill(both: Tensor, images: Tensor, padding: int, fill: str) -> None:
-    if fill == "zeros":  # which the borders are
+    if fill == "zeros":  # the borders are zero already
         both = both.narrow(3, padding, images.shape[2]).narrow(4, padding, images.shape[3])
     else:
-        for dim in (2, 3):  # torch's own reflection pads no integers on a GPU
+        for dim in (2, 3):  # torch's own reflection can't pad integers on a GPU
             size = images.shape[dim]
             before = images.narrow(dim, 1, padding).flip(dim)
             after = images.narrow(dim, size - 1 - padding, padding).flip(dim)
@@ -120,10 +112,10 @@ def _fill(both: Tensor, images: Tensor, padding: int, fill: str) -> None:
 
 
 def _signed(number: int) -> int:
-    """The signed number of the same 64 bits; torch computes with those, and wraps around."""
+    """The signed number of the same 64 bits, as torch computes with them."""
     return (number + 2**63) % 2**64 - 2**63
 
 
 def _shift_right(bits: Tensor, n: int) -> Tensor:
-    """Without the copies of the sign that torch's shift moves in."""
+    """Fills up with zeros; torch's shift fills up with copies of the sign."""
     return (bits >> n) & ((1 << (64 - n)) - 1)

@@ -1,4 +1,4 @@
-"""What a classifier confuses: the confusion matrix, and its most confident mistakes."""
+"""ShowMistakes: a classifier's confusion matrix and its most confident mistakes."""
 
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ _MOST_CLASSES_WITH_NUMBERS = 20
 
 
 class ShowMistakes(Callback):
-    """Draws both after each validation with a new best score, and after a test.
+    """Draws the confusion matrix and the most confident mistakes.
 
-    They go to TensorBoard and to `confusion_matrix.png` and `mistakes.png` in the session folder,
-    which so belong to best.ckpt; those of a test to `test_confusion_matrix.png` and
+    After a validation with a new best score they go to TensorBoard and to `confusion_matrix.png`
+    and `mistakes.png` in the session folder; after a test to `test_confusion_matrix.png` and
     `test_mistakes.png`. Costs about half a second each time. Assumes that a batch has images,
     (B, C, H, W), and labels, integers (B,), and that the output is logits, float (B, K).
 
@@ -36,7 +36,7 @@ class ShowMistakes(Callback):
         image_key: Of the images in a batch.
         label_key: Of the labels in a batch.
         classes: Names of the classes; by default `classes` of the data module, else numbers.
-        n_mistakes: How many are shown.
+        n_mistakes: Number of mistakes that are shown.
     """
 
     def __init__(
@@ -53,28 +53,16 @@ class ShowMistakes(Callback):
         self._mistakes: tuple[Tensor, ...] = ()  # confidences, images, labels, outputs
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts anew."""
         self._counts, self._mistakes = None, ()
 
     on_test_start = on_validation_start
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Adds a batch.
-
-        Raises:
-            ValueError: If the batch or the output is not as assumed.
-        """
-        output = outputs["output"]
-        self._check(batch, output)
-        output = output.detach()
+        """Adds a batch; raises a ValueError if the batch or the output is not as assumed."""
+        self._check(batch, outputs["output"])
+        output = outputs["output"].detach()
         images, labels = batch[self.image_key], batch[self.label_key]
         counts = multiclass_confusion_matrix(output, labels, output.shape[1], validate_args=False)
         self._counts = counts if self._counts is None else self._counts + counts
@@ -85,12 +73,10 @@ class ShowMistakes(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws, if the score is the best."""
         if in_training(trainer) and RunState.of(trainer, self).improved:
             self._show(trainer, "val", "", trainer.global_step)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draws."""
         self._show(trainer, "test", "test_", RunState.of(trainer, self).restored_iteration)
 
     def _check(self, batch: Any, output: Any) -> None:
@@ -108,7 +94,7 @@ class ShowMistakes(Callback):
             )
 
     def _keep(self, more: tuple[Tensor, ...]) -> None:
-        """Keeps the most confident of the mistakes so far and those of a batch."""
+        """Adds mistakes, and keeps the most confident of all."""
         if self._mistakes:
             more = tuple(torch.cat(pair) for pair in zip(self._mistakes, more, strict=True))
         first = more[0].topk(min(self.n_mistakes, len(more[0]))).indices
@@ -129,12 +115,12 @@ class ShowMistakes(Callback):
         n, n_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
         for name, figure in figures.items():
             figure.suptitle(f"{mode}, iteration {step}: {n_wrong:,} of {n:,} wrong")
-            pixels = _render(figure)
+            pixels = _render(figure)  # once for all loggers, because it takes longest
             for logger in loggers:
                 _log_picture(logger, f"{mode}/{name}", f"{prefix}{name}.png", pixels, step)
 
     def _of_all_processes(self, trainer: pl.Trainer) -> Tensor | None:
-        """Counts, (K, K), and in `_mistakes` the most confident, also where some had no batch."""
+        """Returns the counts, (K, K), and keeps the mistakes; a process may have had no batch."""
         counts = self._counts
         if trainer.world_size == 1:
             return counts
@@ -162,7 +148,7 @@ def _draw_matrix(counts: Tensor, classes: list[str] | None) -> Figure:
 
 
 def _render(figure: Figure) -> NDArray[Any]:
-    """The figure as (H, W, 3), once for all that show it, because that takes longest."""
+    """The figure's pixels, uint8 (H, W, 3)."""
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,4 +1,4 @@
-"""Pictures of what a classifier took images for."""
+"""draw_predictions: images with their predicted and true classes."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def draw_predictions(
         labels: Integers (B,).
         output: Logits, float (B, K).
         classes: Names of the K classes; by default their numbers.
-        n_images: How many of them are drawn, from the first on.
+        n_images: Only the first so many are drawn.
 
     Returns:
         A figure, e.g. for `self.tensorboard.add_figure` or `savefig`.

@@ -1,1 +1,1 @@
-"""What a run tells."""
+"""The output of a run: log, results, numbers and curves."""

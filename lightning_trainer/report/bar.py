@@ -1,4 +1,4 @@
-"""A progress bar for what prints no lines: validation, test and prediction."""
+"""EvaluationBar: a progress bar for validation, test and prediction."""
 
 import sys
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
-from lightning_trainer.run.state import RunCallback, RunState
+from lightning_trainer.run.state import RunCallback
 
 
 class EvaluationBar(RunCallback):
@@ -15,9 +15,7 @@ class EvaluationBar(RunCallback):
     Lightning's own bars also count the training's batches, at a cost for each of them.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._bar: Any = None
+    _bar: Any = None
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:

@@ -1,4 +1,4 @@
-"""Keeps curves.png of a session up to date."""
+"""DrawCurves: keeps curves.png of a session up to date."""
 
 import os
 import subprocess
@@ -9,31 +9,27 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_trainer.run.state import RunCallback, RunState, in_training
+from lightning_trainer.run.state import RunCallback, in_training
 
-_WAIT_S = 30.0  # at the end, where it takes a second or two
+_WAIT_S = 30.0  # for the last drawing, which takes a second or two
 
 
 class DrawCurves(RunCallback):
     """Draws loss and score after each validation, in a process beside training.
 
-    While one is being drawn none is begun; the end of training waits for the last.
+    Only one such process runs at a time; the end of training waits for the last.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._process: subprocess.Popen[str] | None = None
-        self._command: list[str] = []  # of what is not drawn yet
+    _process: subprocess.Popen[str] | None = None
+    _command: tuple[str, ...] = ()  # draws the newest numbers; empty once begun
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Begins to draw."""
         if not in_training(trainer) or not trainer.is_global_zero:
             return
         module = "lightning_trainer.session.drawing"
         folder, best = str(self.run.session.path), self.run.best
-        self._command = [sys.executable, "-m", module, folder, pl_module.score_key]
-        if best is not None:
-            self._command += [str(best.score), str(best.iteration)]
+        score = (str(best.score), str(best.iteration)) if best else ()
+        self._command = (sys.executable, "-m", module, folder, pl_module.score_key, *score)
         if self._process is None or self._process.poll() is not None:
             self._begin()
 
@@ -48,7 +44,7 @@ class DrawCurves(RunCallback):
         self._end()
         package = Path(__file__).parent.parent.parent
         path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
-        command, self._command = self._command, []
+        command, self._command = [*self._command], ()
         try:
             self._process = subprocess.Popen(
                 command,
@@ -57,7 +53,7 @@ class DrawCurves(RunCallback):
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # a Ctrl-C is not for it
+                start_new_session=True,  # Ctrl-C does not reach it
             )
         except OSError as ex:  # no memory or no process left
             _warn(str(ex))

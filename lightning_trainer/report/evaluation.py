@@ -1,4 +1,4 @@
-"""The results of each validation and test, and the best score."""
+"""ReportEvaluation: the results of each validation and test, and the best score."""
 
 import math
 from typing import Any
@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 
 from lightning_trainer.base.results import LogResults
 from lightning_trainer.report.log_line import print_title
+from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.state import RULE, Best, RunCallback, RunState, in_training
 from lightning_trainer.session.checkpoint_header import layer_state
 
@@ -14,8 +15,8 @@ from lightning_trainer.session.checkpoint_header import layer_state
 class ReportEvaluation(LogResults, RunCallback):
     """Prints and logs the results of each validation and test, and keeps the best score.
 
-    A score that is NaN is never the best, and an equal one is not better. Assumes a `BaseModule`,
-    whose `score_key` names the score and whose `score_mode` says which way is better.
+    NaN is never the best score, and an equal score is not better. Assumes a `BaseModule`, with its
+    `score_key` and `score_mode`.
     """
 
     _to_loggers = False
@@ -24,27 +25,24 @@ class ReportEvaluation(LogResults, RunCallback):
         LogResults.__init__(self)
         RunCallback.__init__(self, run)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         best = layer_state(checkpoint).get("best")
-        if best:  # one of 0.1.0 has neither name nor mode
+        if best:  # 0.1.0 wrote neither name nor mode
             name, mode = best["name"] or pl_module.score_key, best["mode"] or pl_module.score_mode
             self.run.newest_best = Best(name, mode, best["score"], best["iteration"])
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Forgets a best score of another session, whose weights are not here."""
+        """Forgets the best score of another session: its weights are not in this folder."""
         path = self.run.session.best_checkpoint
         if self.run.saves and not trainer.strategy.broadcast(path.exists()):
             self.run.newest_best = None
 
-    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         super().on_validation_start(trainer)
         if not trainer.sanity_checking and trainer.is_global_zero:
             print_title("Validation")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Prints loss, scores and other metrics; in training also logs and compares them."""
         if trainer.sanity_checking:
             return
         results = self.train_results | _results(trainer, "val/")
@@ -54,22 +52,21 @@ class ReportEvaluation(LogResults, RunCallback):
             print_title("Metrics")
             _print_metrics(results, score_key)
         if in_training(trainer):
-            _log(trainer, results, trainer.global_step)
+            log_to_all(trainer, results, trainer.global_step)
             self._compare(trainer, score_key, results[score_key], pl_module.score_mode)
 
-    def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_test_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         super().on_test_start(trainer)
         if trainer.is_global_zero:
             print_title("Test")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Prints loss, score and other metrics, and logs them at the weights' iteration."""
         results = _results(trainer, "test/")
         if trainer.is_global_zero:
             self._print_loss(trainer, results, "test")
             _print_metrics(results, pl_module.score_key.replace("val/", "test/", 1))
             print(RULE, flush=True)
-        _log(trainer, results, self.run.restored_iteration)
+        log_to_all(trainer, results, self.run.restored_iteration)
 
     def _compare(self, trainer: pl.Trainer, name: str, score: float, mode: str) -> None:
         run, before = self.run, self.run.best
@@ -84,29 +81,20 @@ class ReportEvaluation(LogResults, RunCallback):
                 print(f"New best score: {highest:.3f} -> {score:.3f}")
 
     def _print_loss(self, trainer: pl.Trainer, results: dict[str, float], mode: str) -> None:
-        """The loss, with the number of samples where several processes have shared them."""
-        shared = f" ({self.n_evaluated:,} samples on {trainer.world_size} processes)"
+        n, n_processes = self.n_evaluated, trainer.world_size
+        shared = f" ({n:,} samples on {n_processes} processes)" if n_processes > 1 else ""
         if f"{mode}/loss" in results:
-            print(
-                f"{mode.capitalize()} loss: {results[f'{mode}/loss']:.4f}"
-                f"{shared if trainer.world_size > 1 else ''}"
-            )
+            print(f"{mode.capitalize()} loss: {results[f'{mode}/loss']:.4f}{shared}")
 
 
 def _results(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
-    # Reading them waits for the device, once an evaluation.
+    # Waits for the device, once an evaluation.
     metrics = trainer.callback_metrics
     return {name: value.item() for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def _log(trainer: pl.Trainer, results: dict[str, float], step: int) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(results, step=step)
-        logger.save()
-
-
 def _print_metrics(results: dict[str, float], score_key: str) -> None:
-    """The score of training and evaluation first, then every other metric but the losses."""
+    """Prints the scores of training and evaluation, then all other metrics except losses."""
     score_name = score_key.split("/", 1)[1]
     others = []
     for key in sorted(results, key=lambda key: not key.startswith("train/")):

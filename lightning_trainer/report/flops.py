@@ -1,4 +1,4 @@
-"""How many floating point operations a second the training reaches, and of how many possible."""
+"""ReportFlops: the training's floating point operations a second, and their share of the peak."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.internals import call_hooks, is_compiled, skip_hooks
+from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.state import Progress, RunState
 
 # Only the batch that is counted needs them.
@@ -20,28 +21,26 @@ _HOOKS_OF_COUNT = ("on_train_batch_start", "on_after_backward")
 
 
 class ReportFlops(Callback):
-    """Prints with each log line what a device achieves, in TFLOP/s and of its peak; logs both.
+    """Prints and logs with each log line a device's TFLOP/s, and their share of its peak.
 
-    FLOPs are those of the forward and the backward, two for each multiply-add, of the operators
-    that `torch.utils.flop_counter` has a formula for: matrix products, convolutions and attention
-    (a mask saves nothing). All others, and kernels of your own, count as none. They are counted in
-    the first batch after a start; later steps cost nothing more. Assumes that later batches need as
-    much for an example, and that no two processes work on the same example.
+    FLOPs of forward and backward count, two for each multiply-add. `torch.utils.flop_counter` knows
+    matrix products, convolutions and attention (a mask saves nothing); all other operators and your
+    own kernels count as none. They are counted in the first batch after a start; later steps cost
+    nothing more. Assumes that later batches need as much for an example, and that no two processes
+    work on the same example. With manual optimisation the optimiser's steps are counted as well.
 
     The rate is FLOPs an example x examples/s of the log line / processes. MFU, model FLOPs
-    utilisation, is its share of the device's peak (Chowdhery et al. 2022, PaLM, appendix B). By
-    their definition, what activation checkpointing computes again does not count; here it does.
+    utilisation, is its share of the device's peak (Chowdhery et al. 2022, PaLM, appendix B). Their
+    definition leaves out activation checkpointing's second forward; here it counts.
 
-    A model that is compiled (`--model.compile true`, or a module of it) is counted in a forward and
-    backward of their own, not compiled, which leave no trace in weights, buffers, gradients and
-    random numbers. Where only a function within the model is compiled, it runs without that in the
-    first batch, and the last bits of its results may differ.
-
-    With manual optimisation all of the batch is counted, its optimiser steps as well.
+    A compiled model (`--model.compile true`, or a compiled module in it) is counted in an extra
+    forward and backward without the compiler, which leave no trace in weights, buffers, gradients
+    and random numbers. If only a function within the model is compiled, the first batch runs it
+    without the compiler, and the last bits of its results may differ.
 
     Args:
         peak_tflops: Peak of one device in TFLOP/s at the precision of the training, without
-            sparsity; by default what Lightning knows of the device, if it does.
+            sparsity; by default the entry in Lightning's table, if there is one.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
@@ -51,7 +50,6 @@ class ReportFlops(Callback):
         self._counter: FlopCounterMode | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Finds the peak, and gets ready to count the first batch."""
         self._run = RunState.of(trainer, self)
         self._reported = self._run.line
         self._peak_tflops = self.peak_tflops or _peak_tflops(trainer)
@@ -61,7 +59,6 @@ class ReportFlops(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Begins to count."""
         self._n_examples = pl_module.count_examples(batch)
         if not is_compiled(pl_module):
             self._counter = FlopCounterMode(display=False)
@@ -69,16 +66,14 @@ class ReportFlops(Callback):
         elif type(pl_module).training_step is BaseModule.training_step:
             self._set(trainer, _count_apart(trainer, pl_module, batch))
         else:
-            self._set(trainer, 0)  # who knows what else the step does
+            self._set(trainer, 0)  # the project's own step may do anything
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ends the count before the optimiser's step, which is not part of it."""
+        """Ends the count before the optimiser's step."""
         if pl_module.automatic_optimization and self._counter:
             self._set(trainer, self._stop())
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Reports if there is a new line."""
         if self._counter:
             n_flops = self._stop()
@@ -90,10 +85,7 @@ class ReportFlops(Callback):
             if line and self._flops:
                 self._report(trainer, line)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Ends a count that was not finished."""
+    def on_exception(self, *_: Any) -> None:
         self._stop()
 
     def _stop(self) -> int:
@@ -119,13 +111,11 @@ class ReportFlops(Callback):
             text += f" (MFU {metrics['timing/mfu']:.1%} of {self._peak_tflops:g} TFLOP/s)"
         if trainer.is_global_zero:
             print(text, flush=True)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=line.iteration)
-            logger.save()
+        log_to_all(trainer, metrics, line.iteration)
 
 
 def _peak_tflops(trainer: pl.Trainer) -> float:
-    """Of one device, by Lightning's table; 0 if it has none, of which it warns for a GPU."""
+    """Of one device, by Lightning's table; else 0, with Lightning's warning for a GPU."""
     kinds = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64}
     dtype = kinds.get(str(trainer.precision).split("-")[0], torch.float32)
     return (get_available_flops(trainer.strategy.root_device, dtype) or 0) / 1e12
@@ -146,7 +136,7 @@ class _Step(nn.Module):
 
 
 def _count_apart(trainer: pl.Trainer, pl_module: BaseModule, batch: Any) -> int:
-    """FLOPs of `batch` without the compiler, which hides them; leaves all as it was."""
+    """FLOPs of `batch` without the compiler, which hides them; changes no state."""
     step, batch = _Step(pl_module), apply_to_collection(batch, Tensor, Tensor.clone)
     buffers = {name: buffer.clone() for name, buffer in step.named_buffers()}
     precision = trainer.precision_plugin.train_step_context()

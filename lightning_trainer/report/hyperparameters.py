@@ -1,4 +1,4 @@
-"""What loggers show of a run besides numbers: its settings, and in TensorBoard files and charts."""
+"""LogHyperParameters: settings for all loggers; files and charts for TensorBoard."""
 
 import re
 from collections.abc import Mapping
@@ -15,20 +15,15 @@ from lightning_trainer.session.settings import flatten
 
 
 class LogHyperParameters(RunCallback):
-    """Logs the settings of model, data and trainer, the best score so far, and what was started.
-
-    config.yaml and environment.yaml are shown as texts.
-    """
+    """Logs the settings, the best score so far, and config.yaml and environment.yaml as texts."""
 
     def __init__(self, run: RunState) -> None:
         super().__init__(run)
         self._parameters = _chosen(run.settings)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Logs the files and settings as they are at this start; to added loggers these once."""
-        first = (
-            not self.run.session.last_checkpoint.exists()
-        )  # MLflow refuses what has changed since
+        # A logger of the project gets the settings once: MLflow refuses changed ones.
+        first = not self.run.session.last_checkpoint.exists()
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self._parameters)  # a row for a run that has no score yet
@@ -42,14 +37,13 @@ class LogHyperParameters(RunCallback):
                 logger.log_hyperparams(given)
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Logs the best score so far: the table of runs shows the last point of a curve."""
+        """Logs the best score so far as a curve: the table of runs shows its last point."""
         best = self.run.best
         for logger in trainer.loggers if in_training(trainer) else ():
             if best and isinstance(logger, TensorBoardLogger):
                 logger.log_metrics({"score/best": best.score}, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Marks the run as one that came to its end."""
         for logger in trainer.loggers:
             if isinstance(logger, SessionTensorBoard):
                 logger.log_success()
@@ -58,7 +52,7 @@ class LogHyperParameters(RunCallback):
 def _charts(score_key: str) -> dict[str, dict[str, list[Any]]]:
     """The loss, and the score, of training, validation and test in one chart of all runs."""
     names = dict.fromkeys(("loss", score_key.split("/", 1)[1]))
-    # TensorBoard takes a tag as a pattern that the names of curves begin with.
+    # TensorBoard takes a tag as a pattern for the beginning of a curve's name.
     patterns = {name: f"(train|val|test)/{re.escape(name)}$" for name in names}
     charts = {name: ["Multiline", [pattern]] for name, pattern in patterns.items()}
     return {"train, val, test": charts}
@@ -76,6 +70,6 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed_everything": settings.get("seed_everything"), **of_classes, **of_trainer}
 
 
-# How a model is trained and shown, not what it learns.
+# Settings that do not change the trained model.
 _HOW = ("n_workers", "vis_iterations", "score_name", "score_mode", "channels_last", "compile")
 _TRAINER_SETTINGS = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")

@@ -1,4 +1,4 @@
-"""The two lines of the log, in the one place that knows their format."""
+"""The format of the log line, of durations and of titles."""
 
 import math
 
@@ -6,12 +6,10 @@ from lightning_trainer.run.state import RULE, Progress
 
 
 def format_line(progress: Progress) -> str:
-    """What is printed every `log_every_n_steps` iterations."""
-    total, left = "?", "unknown"
-    if math.isfinite(progress.n_iterations):
-        total = f"{progress.n_iterations:.0f}"
-    if math.isfinite(progress.left_s):
-        left = format_duration(progress.left_s)
+    """The two lines of text that are printed every `log_every_n_steps` iterations."""
+    n, left_s = progress.n_iterations, progress.left_s
+    total = f"{n:.0f}" if math.isfinite(n) else "?"
+    left = format_duration(left_s) if math.isfinite(left_s) else "unknown"
     return (
         f"Iteration {progress.iteration:6d}/{total} | "
         f"examples/s: {progress.examples_per_s:.1f} | loss: {progress.loss:.4f} | "

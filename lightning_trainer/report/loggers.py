@@ -1,4 +1,4 @@
-"""Where numbers go: TensorBoard and metrics.csv, both straight into the session folder."""
+"""The loggers of a session: TensorBoard and metrics.csv, both in its folder."""
 
 import json
 import time
@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
@@ -21,70 +22,53 @@ from lightning_trainer.session.settings import flatten
 class SessionTensorBoard(TensorBoardLogger):
     """Lightning's TensorBoard logger without a folder of its own and without hparams.yaml.
 
-    Args:
-        session: Where to write.
-        purge_step: Points from this step on, which an earlier start left, are hidden.
+    Points of an earlier start from `purge_step` on are hidden.
     """
 
+    _pause_until_s = 0.0
+
     def __init__(self, session: Session, purge_step: int | None = None) -> None:
-        super().__init__(
-            save_dir=session.path,
-            name="",
-            version="",
-            default_hp_metric=False,
-            purge_step=purge_step,
-        )
-        self._pause_until_s = 0.0
+        super().__init__(session.path, "", "", default_hp_metric=False, purge_step=purge_step)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds points; a disk that is full costs points and not the run."""
+        """Adds points; a full disk loses points, but does not end the run."""
         self._write(super().log_metrics, metrics, step)
 
     @rank_zero_only
-    def log_hyperparams(
-        self,
-        params: Mapping[str, Any] | Namespace,
-        metrics: Mapping[str, float] | None = None,
-        step: int | None = None,
-    ) -> None:
-        """Adds a row to the table of runs, without secrets; of one folder the first is shown.
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """Adds a row, without secrets, to the table of runs, which shows a folder's first row.
 
-        Lightning also writes which columns the table has: TensorBoard takes the list of one run
-        and shows nothing of what others have besides. Without one it collects the settings of all
-        runs, and shows those first in which they differ.
+        Lightning also writes a list of the table's columns. TensorBoard would then take one run's
+        list and hide all other settings. Without a list it collects the settings of all runs, and
+        shows differing ones first.
         """
         if metrics:
             self.log_metrics(metrics, step)
         settings = flatten(scrub(dict(vars(params) if isinstance(params, Namespace) else params)))
         named = {name.removesuffix(".class_path"): _plain(v) for name, v in settings.items()}
-        self._write_row(hparams(named, {})[1])
+        self._write(add_summary, self, hparams(named, {})[1])
 
     @rank_zero_only
     def log_success(self) -> None:
-        """Marks the row as that of a run which came to its end."""
-        self._write_row(hparams({}, {})[2])
-
-    def _write_row(self, part: Any) -> None:
-        self._write(add_summary, self, part)
+        """Marks the row's run as finished."""
+        self._write(add_summary, self, hparams({}, {})[2])
 
     @rank_zero_only
     def save(self) -> None:
-        """Hands what was logged to the file."""
         if is_open(self):
             self._write(self.experiment.flush)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Closes the file."""
         self._write(super().finalize, status)
 
-    def _write(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def _write(self, method: Callable[..., Any], *args: Any) -> None:
         if time.monotonic() < self._pause_until_s:
             return
         try:
-            method(*args, **kwargs)
-        except (OSError, ValueError) as ex:  # Lightning makes a ValueError of any
+            method(*args)
+        except (OSError, ValueError) as ex:  # Lightning turns any error into a ValueError
             reason = ex.__cause__ or ex
             if not isinstance(reason, OSError):
                 raise
@@ -104,13 +88,9 @@ def _plain(value: Any) -> int | float | str:
 
 
 class MetricsFile(Logger):
-    """Logs to metrics.csv.
+    """Logs to metrics.csv; rows of an earlier start from `purge_step` on are dropped.
 
     Lightning's CSVLogger deletes the file of a session that goes on; this one appends to it.
-
-    Args:
-        session: Where to write.
-        purge_step: Rows from this step on, which an earlier start left, are dropped.
     """
 
     def __init__(self, session: Session, purge_step: int | None = None) -> None:
@@ -119,7 +99,6 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Name of the logger."""
         return "metrics"
 
     @property
@@ -133,13 +112,20 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds to the row of this step; a row that a full disk keeps out is written later."""
+        """Adds to the row of this step; a full disk delays the row."""
         try:
             self._file.add(step or 0, metrics)
         except OSError as ex:
             warn_of_disk(self._file.path, ex)
 
 
+def log_to_all(trainer: pl.Trainer, numbers: dict[str, float], step: int) -> None:
+    """Logs the numbers to all loggers, and writes them out."""
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=step)
+        logger.save()
+
+
 def warn_of_disk(path: Any, ex: OSError) -> None:
-    """Says once for each reason that a record can't be written, which is not worth ending a run."""
+    """Warns, once for each reason, of a record that can't be written; the run goes on."""
     warnings.warn(f"{path} can't be written to: {ex}. Training goes on", stacklevel=3)

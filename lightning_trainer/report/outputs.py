@@ -1,7 +1,6 @@
-"""What `predict` leaves in the session folder."""
+"""WritePredictions: the outputs of `predict` in the session folder."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,16 +21,10 @@ class WritePredictions(BasePredictionWriter):
         self.run = run
 
     def write_on_epoch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        predictions: Sequence[Any],
-        batch_indices: Sequence[Any],
+        self, trainer: pl.Trainer, pl_module: Any, predictions: Sequence[Any], *_: Any
     ) -> None:
-        """Writes one file for each process."""
         rank = trainer.global_rank
-        path = Path(
-            self.run.session.path, f"predictions_rank{rank}.pt" if rank else "predictions.pt"
-        )
+        name = f"predictions_rank{rank}.pt" if rank else "predictions.pt"
+        path = self.run.session.path / name
         torch.save(predictions, path)
         print(f"Predictions saved to: {path}", flush=True)

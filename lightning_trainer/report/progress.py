@@ -1,4 +1,4 @@
-"""The log line: how far, how fast, how much time is left."""
+"""PrintProgress: iterations done, speed and the time left, in the log line."""
 
 import math
 from collections import deque
@@ -14,8 +14,9 @@ from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.checkpoints.finite import check_line
 from lightning_trainer.report.clock import DeviceEvents
 from lightning_trainer.report.log_line import format_line
+from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.schedule import validations_left
-from lightning_trainer.run.state import Progress, RunCallback, RunState, RunTimes, in_training
+from lightning_trainer.run.state import Progress, RunCallback, RunTimes, in_training
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
 
 
@@ -36,16 +37,10 @@ class PrintProgress(RunCallback):
     validations and the writing of checkpoints.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._elapsed_before_s = 0.0
-        self._window = _Window(0.0)
-        self._started = False
+    _started = False
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Adds the times; the time until the next batch is not spent waiting for it."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        """Adds the times; the save's own duration must not count as a wait for the next batch."""
         self._interrupted = True
         times = asdict(self.run.times)
         if self._started:
@@ -54,13 +49,10 @@ class PrintProgress(RunCallback):
             times["update_s"] += self._update_s()
         checkpoint[KEY]["times"] = times
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self.run.times = RunTimes(**(layer_state(checkpoint).get("times") or {}))
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Starts the clock."""
         self._elapsed_before_s = self.run.times.elapsed_s
         self._interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         loader = trainer.train_dataloader
@@ -75,11 +67,10 @@ class PrintProgress(RunCallback):
         self._started = True
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Ends the wait for the batch."""
         now = perf_counter()
         asked_s = self._loader.fetch_started_s if self._loader else self._batch_ended_s
         if self._interrupted:
-            # A loader of the project's own does not tell when it was asked: leave all of it out.
+            # The time of asking a project's own loader is not known: leave out all until now.
             resumed_s = asked_s if self._loader else now
             self._window.excluded_s += resumed_s - self._batch_ended_s
             asked_s, self._interrupted = resumed_s, False
@@ -93,7 +84,7 @@ class PrintProgress(RunCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Counts the batch, and prints the line where it is due."""
+        """Counts the batch, and prints the line if it is due."""
         run, window = self.run, self._window
         if self._events:
             self._events.end()
@@ -113,7 +104,7 @@ class PrintProgress(RunCallback):
             self._start_window()
 
     def on_validation_start(self, *_: Any) -> None:
-        """Starts to time the validation, which does not count as waiting for data."""
+        """Starts to time the validation, which must not count as a wait for data."""
         self._interrupted = True
         self._validation_started_s = perf_counter()
 
@@ -124,16 +115,15 @@ class PrintProgress(RunCallback):
             times.validation_s += times.recent_validation_s
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Counts what came after the last line."""
         self._close(trainer)
 
     def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Counts what came after the last line, without asking a device that may have failed."""
         if self._started:
-            self._events = None
+            self._events = None  # the device may have failed
             self._close(trainer)
 
     def _close(self, trainer: pl.Trainer) -> None:
+        """Counts the iterations since the last line."""
         self._window.update_s = self._update_s()
         n_examples = self._window.n_examples * trainer.world_size  # without asking the others
         self._add_window(self._batch_ended_s, n_examples)
@@ -141,7 +131,7 @@ class PrintProgress(RunCallback):
         self.run.times.elapsed_s = self._elapsed_s()
 
     def _update_s(self) -> float:
-        """Of the window, by the device's own clock if it has one; waits for it."""
+        """Update time of the window, by the device's clock if it has one; waits for the device."""
         return self._events.total_s() if self._events else self._window.update_s
 
     def _elapsed_s(self) -> float:
@@ -168,10 +158,8 @@ class PrintProgress(RunCallback):
         loss = run.losses.mean(run.window_start)  # waits for the device
         ended_s = perf_counter()
         window.update_s = self._update_s()
-        # (processes, 4), on the CPU
-        figures = _of_all_processes(
-            trainer, loss, window.n_examples, window.fetch_s, window.update_s
-        )
+        own = (loss, window.n_examples, window.fetch_s, window.update_s)
+        figures = _of_all_processes(trainer, own)  # (processes, 4)
         n, n_examples = window.n_iterations, int(figures[:, 1].sum().item())
         wall_s = self._add_window(ended_s, n_examples)
         self._recent_iterations_s.append(wall_s / n)
@@ -194,7 +182,7 @@ class PrintProgress(RunCallback):
         check_line(trainer, run, line.loss)
 
     def _left_s(self, trainer: pl.Trainer) -> float:
-        """Iterations, validations and checkpoints still to come, by their recent durations."""
+        """Time for the iterations, validations and checkpoints left, by recent durations."""
         run = self.run
         n_left = run.n_iterations - run.iteration
         iteration_s = sum(self._recent_iterations_s) / len(self._recent_iterations_s)
@@ -213,12 +201,10 @@ class PrintProgress(RunCallback):
             **(self._learning_rates or _learning_rates(trainer)),
         }
         self._learning_rates = {}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=line.iteration)
-            logger.save()
+        log_to_all(trainer, metrics, line.iteration)
 
 
-def _of_all_processes(trainer: pl.Trainer, *figures: float) -> Tensor:
+def _of_all_processes(trainer: pl.Trainer, figures: tuple[float, ...]) -> Tensor:
     """The figures of each process, float64 (processes, figures), on the CPU."""
     own = torch.tensor(figures, dtype=torch.float64)
     if trainer.world_size > 1:
@@ -227,11 +213,9 @@ def _of_all_processes(trainer: pl.Trainer, *figures: float) -> Tensor:
 
 
 def _slow_process(fetch_s: Tensor, iteration_s: float) -> str:
-    """Which process holds the others up by waiting for its data, if one does.
+    """Names the process, if there is one, that delays the others by a slow loader.
 
-    Args:
-        fetch_s: Mean time for which each process waits for a batch, in seconds.
-        iteration_s: Mean time of an iteration, in seconds.
+    `fetch_s`, float (processes,), and `iteration_s` are means over iterations.
     """
     slowest = int(fetch_s.argmax())
     others = [seconds for rank, seconds in enumerate(fetch_s.tolist()) if rank != slowest]

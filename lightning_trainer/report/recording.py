@@ -1,4 +1,4 @@
-"""Keeps run.json, what a run says of itself, up to date."""
+"""RecordRun: keeps run.json, the state of a run, up to date."""
 
 import math
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_trainer.report.loggers import warn_of_disk
 from lightning_trainer.report.summary import signal_of
-from lightning_trainer.run.state import RunCallback, RunState
+from lightning_trainer.run.state import RunCallback
 from lightning_trainer.session.checkpoint_header import KEY
 from lightning_trainer.session.run_record import RunRecord, describe, process_name
 from lightning_trainer.session.secrets import secret_texts
@@ -17,12 +17,10 @@ from lightning_trainer.session.secrets import secret_texts
 class RecordRun(RunCallback):
     """Writes run.json when training starts, with each checkpoint, and when the run ends.
 
-    A test of a session that was trained leaves the record of the training as it is.
+    A test of a trained session does not change the record of the training.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._record: RunRecord | None = None
+    _record: RunRecord | None = None
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._begin(trainer)
@@ -34,28 +32,22 @@ class RecordRun(RunCallback):
     on_test_start = on_validation_start  # type: ignore[assignment]
     on_predict_start = on_validation_start  # type: ignore[assignment]
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Writes what the checkpoint says, its times of now included."""
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        """Writes the checkpoint's times, because `run.times` ends at the last line."""
         self._write(trainer, checkpoint[KEY]["times"])
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Notes the end of a run whose last checkpoint is written."""
+        """Notes the end, after the last checkpoint."""
         reason, by = f"all {self.run.iteration} iterations are done", ""
         if self.run.iteration < self.run.n_iterations:
             reason, by = "it was stopped early", "a callback or `trainer.max_time`"
         self._end(trainer, "finished", reason, by)
 
     def teardown(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Notes the end of an evaluation."""
         if trainer.state.fn != "fit" and self._record and self._record.state == "running":
             self._end(trainer, "finished")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Notes the signal or the error that ends the run."""
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         name = "SIGINT" if isinstance(exception, KeyboardInterrupt) else signal_of(exception)
         if name:
             self._end(trainer, "interrupted", name, "signal")

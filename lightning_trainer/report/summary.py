@@ -1,4 +1,4 @@
-"""What is told at the start and at the end of a run."""
+"""Summarise: the words at the start and at the end of a run."""
 
 import shlex
 import signal
@@ -8,19 +8,16 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_trainer.report.log_line import format_duration
-from lightning_trainer.run.state import RULE, RunCallback, RunState, RunTimes
+from lightning_trainer.run.state import RULE, RunCallback, RunTimes
 from lightning_trainer.session.folder import go_on_command
 
 
 class Summarise(RunCallback):
-    """Prints the number of parameters at the start and, however the run ends, what it came to."""
+    """Prints the number of parameters at the start, and a summary however the run ends."""
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._training = self._started = False
+    _training = _started = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prints the number of parameters."""
         if self.run.iteration >= self.run.n_iterations and self.run.validated:
             self._refuse(trainer)
         self._training = self._started = True
@@ -30,19 +27,12 @@ class Summarise(RunCallback):
             print(f"Parameters: {n_all:,} (trainable: {n_trainable:,})", flush=True)
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Prints the summary of a run that is done, after its last checkpoint.
-
-        Raises:
-            ValueError: If Lightning found nothing to do.
-        """
+        """Prints the summary, after the last checkpoint; refuses a run with nothing to do."""
         if not self._started:
             self._refuse(trainer)
         self._print(trainer, f"Finished at iteration {trainer.global_step}")
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Prints the summary of a run that was stopped, above the traceback if there is one."""
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if self._training:
             name = signal_of(exception)
             cause = f" by {name}" if name else ""
@@ -61,7 +51,8 @@ class Summarise(RunCallback):
         print(f"{title}\n{RULE}")
         for name, value in self._lines(trainer):
             print(f"{name + ':':<14} {value}")
-        if self._waits_for_data():
+        data_s, update_s = self.run.times.data_s, self.run.times.update_s
+        if data_s > max((data_s + update_s) / 3, 0.5):  # half a second is worth no advice
             print(_DATA_ADVICE)
         sys.stdout.flush()
 
@@ -85,13 +76,9 @@ class Summarise(RunCallback):
         lines.append(("To look", f"tensorboard --logdir {shlex.quote(str(session.path.parent))}"))
         return lines
 
-    def _waits_for_data(self) -> bool:
-        data_s, update_s = self.run.times.data_s, self.run.times.update_s
-        return data_s > max((data_s + update_s) / 3, _WORTH_ADVICE_S)
-
 
 def signal_of(exception: BaseException) -> str:
-    """The name of the signal by which a run ends, e.g. "SIGTERM"; empty if it is not one."""
+    """The name of the signal by which a run ends, e.g. "SIGTERM"; empty if none does."""
     code = exception.code if isinstance(exception, SystemExit) else None
     names = {128 + number: number.name for number in signal.Signals}
     return names.get(code, "") if isinstance(code, int) else ""
@@ -109,7 +96,6 @@ def _shares(times: RunTimes) -> str:
     return ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in parts.items())
 
 
-_WORTH_ADVICE_S = 0.5
 _DATA_ADVICE = (
     "More than a third of an iteration is spent waiting for data: raise --data.n_workers, give the "
     "dataset\n`get_batch` to make a whole batch at once, or move transforms to the device "

@@ -1,4 +1,4 @@
-"""When a project draws."""
+"""CallVisualise: calls a project's `visualise`."""
 
 import traceback
 import warnings
@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_trainer.report.loggers import warn_of_disk
-from lightning_trainer.run.state import RunCallback, RunState, in_training
+from lightning_trainer.run.state import RunCallback, in_training
 
 
 class CallVisualise(RunCallback):
@@ -18,28 +18,18 @@ class CallVisualise(RunCallback):
     Once it has failed it is not called again.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._failed = False
+    _failed = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Draws where the training step has kept its output, once the optimiser has stepped."""
         interval = pl_module.vis_iterations
         if self.run.stepped and interval and self.run.iteration % interval == 0:
             self._draw(trainer, pl_module, batch, outputs, "train")
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Draws the first batch."""
         if batch_idx == 0 and in_training(trainer):
             self._draw(trainer, pl_module, batch, outputs, "val")
 
@@ -54,7 +44,7 @@ class CallVisualise(RunCallback):
                     pl_module.visualise(batch, output, mode)
             except OSError as ex:
                 warn_of_disk("TensorBoard's file", ex)
-            except Exception:  # of the project's code, whatever it is: not worth the run
+            except Exception:  # an error of the project's drawing must not end the run
                 hook = f"`{type(pl_module).__name__}.visualise`"
                 self._failed = True
                 warnings.warn(

@@ -1,1 +1,1 @@
-"""What the callbacks of a run share."""
+"""State and decisions that the callbacks of a run share."""

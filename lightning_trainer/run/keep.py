@@ -1,4 +1,4 @@
-"""Counts iterations, sums losses, and puts what the callbacks share into each checkpoint."""
+"""KeepState: counts iterations, sums losses, and saves the shared state in each checkpoint."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,16 +12,13 @@ from lightning_trainer.session.secrets import scrub
 
 
 class KeepState(RunCallback):
-    """Keeps what the other callbacks read: comes before all that do.
+    """Keeps the state that other callbacks read, so it comes before them.
 
-    All state of the layer lies in a checkpoint under one key. Here its part of the run is written;
-    PrintProgress adds the times, KeepTrainMetrics the metrics, ApplyChangedSettings the optimiser's
-    settings.
+    A checkpoint holds all state of the layer under one key, which is made here. PrintProgress adds
+    the times, KeepTrainMetrics the metrics, ApplyChangedSettings the optimiser's settings.
     """
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         """Goes on from this process's losses, or from the first one's if their number changed."""
         run, losses = self.run, layer_state(checkpoint).get("losses")
         run.goes_on = True
@@ -30,13 +27,8 @@ class KeepState(RunCallback):
             same = len(losses) == trainer.world_size
             run.losses.restore(*losses[trainer.global_rank if same else 0])
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Writes the state, and leaves secrets out of what Lightning has added.
-
-        All processes meet here, and wait for the device.
-        """
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        """Adds the state; all processes meet here, and wait for the device."""
         run = self.run
         checkpoint[KEY] = {
             "version": VERSION,
@@ -45,6 +37,7 @@ class KeepState(RunCallback):
             "best": asdict(run.best) if run.best else None,
             "losses": run.processes.gather(run.losses.total(run.window_start)),
         }
+        # Lightning has added these, with their secrets.
         for key in {"hyper_parameters", "datamodule_hyper_parameters"} & checkpoint.keys():
             checkpoint[key] = scrub(checkpoint[key])
 
@@ -55,7 +48,7 @@ class KeepState(RunCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any
     ) -> None:
-        """Counts the iteration, and adds the loss as it was before Lightning divided it."""
+        """Counts the iteration, and adds the loss without Lightning's division by accumulation."""
         run, step = self.run, trainer.global_step
         run.stepped, run.iteration = step - run.iteration, step
         loss = loss_of(outputs)

@@ -1,4 +1,4 @@
-"""What all processes of a run decide alike, without waiting for the device."""
+"""Processes: decisions that all processes share, without waiting for the device."""
 
 from time import perf_counter
 from typing import Any
@@ -14,15 +14,12 @@ _MOST_BATCHES = 100  # between two meetings, in case batches get slower
 class Processes:
     """Meetings of all processes on the CPU, through a gloo group of their own.
 
-    One process decides alone, at each batch. Several meet about once a second, at the same batch:
-    so often can a signal or the time to save be acted upon, at a cost that does not show.
-
-    Attributes:
-        meeting: Whether the processes meet at the end of this batch.
+    One process decides alone, at each batch. Several meet about once a second, at the same batch,
+    to act on a signal or on the time to save. The cost of that is too small to measure.
     """
 
     def __init__(self) -> None:
-        self.meeting = True
+        self.meeting = True  # whether the processes meet at the end of this batch
         self._group: Any = None
         self._batches = 0
         self._interval = 1  # batches
@@ -32,8 +29,7 @@ class Processes:
         """Makes the group; all processes meet here."""
         if trainer.world_size > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")
-        self._batches, self._interval = 0, 1
-        self._met_s = perf_counter()
+        self._batches, self._interval, self._met_s = 0, 1, perf_counter()
 
     def close(self) -> None:
         """Ends the group, whose threads can otherwise crash the exit of the process."""
@@ -42,7 +38,7 @@ class Processes:
             self._group = None
 
     def tick(self) -> None:
-        """Counts a batch that all processes have, and tells in `meeting` whether they meet."""
+        """Counts a batch that all processes have, and sets `meeting`."""
         if self._group is None:
             return
         self._batches += 1
@@ -56,7 +52,7 @@ class Processes:
             self._batches = 0
 
     def highest(self, *numbers: float) -> list[float]:
-        """The highest of each number over all processes; all of them meet here."""
+        """The highest of each number over all processes, which meet here."""
         if self._group is None:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.float64)
@@ -64,11 +60,11 @@ class Processes:
         return list(tensor.tolist())
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds on any process; all of them meet here."""
+        """Whether it holds on any process; all meet here."""
         return bool(self.highest(flag)[0])
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of each process, on the CPU; all of them meet here."""
+        """The value of each process, on the CPU; all meet here."""
         if self._group is None:
             return [value]
         values: list[Any] = [None] * dist.get_world_size(self._group)

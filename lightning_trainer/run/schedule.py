@@ -14,23 +14,19 @@ class ValidationSchedule(RunCallback):
     """Makes `val_check_interval` count iterations, and validates once more at the last iteration.
 
     Lightning counts batches, which differ from iterations under gradient accumulation, and ends
-    without a validation where the run is no multiple of the interval. An interval given as a
+    without a validation where the run is not a multiple of the interval. An interval given as a
     fraction of an epoch or as a time stays Lightning's; only the last validation is added.
 
     A run that was stopped before or in a validation runs it when it goes on.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._raised = False
+    _raised = False
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self.run.validated = layer_state(checkpoint).get("validated", True)
 
     def on_fit_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Lets Lightning start although no iteration is left, where a validation is.
+        """Lets Lightning start for a validation that is left, even if no iteration is.
 
         Raises:
             ValueError: If validations go by the clock, which differs between processes.
@@ -74,12 +70,10 @@ class ValidationSchedule(RunCallback):
 
 
 def catch_up(trainer: pl.Trainer, run: RunState) -> None:
-    """Runs a validation that the run was stopped before or in, once all callbacks have started."""
-    if not run.goes_on:
-        return
-    if not run.validated:
+    """Runs a validation that the run was stopped before or in; after all `on_train_start`."""
+    if run.goes_on and not run.validated:
         run_validation(trainer)
-    if counts_iterations(trainer):
+    if run.goes_on and counts_iterations(trainer):
         decide_validation(trainer, True)
 
 
@@ -96,10 +90,9 @@ def validations_left(trainer: pl.Trainer, n_iterations: int) -> int:
         trainer: At the end of an iteration.
         n_iterations: Of the whole run; one that ends by epochs has whole epochs.
     """
-    done = trainer.global_step
     if counts_iterations(trainer):
         interval = int(trainer.val_check_interval)
-        return math.ceil(n_iterations / interval) - (done - 1) // interval
+        return math.ceil(n_iterations / interval) - (trainer.global_step - 1) // interval
     epoch, spacing = trainer.num_training_batches, trainer.val_check_batch
     if spacing is None or math.isinf(epoch) or math.isinf(spacing):
         return 0  # by the clock, or of unknown length

@@ -1,4 +1,4 @@
-"""Random numbers that depend on where the run is, not on how it got there."""
+"""SeedEachStep: random numbers that depend on the position in the run alone."""
 
 import os
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_trainer.base.sampling import derive_seed, seed_generators
-from lightning_trainer.run.state import RunCallback, RunState
+from lightning_trainer.run.state import RunCallback
 
 
 class SeedEachStep(RunCallback):
@@ -16,20 +16,13 @@ class SeedEachStep(RunCallback):
     training, and each process draws its own dropout. Costs about 20 us a batch.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._seed = 0
-
     def setup(self, *_: Any, **__: Any) -> None:
-        """Reads the run's seed, which Lightning's seed_everything leaves in the environment."""
-        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Seeds by the number of batches so far, over all epochs."""
         self._seed_for(trainer, "train", trainer.fit_loop.total_batch_idx)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Seeds by the number of iterations so far."""
         self._seed_for(trainer, "val", trainer.global_step)
 
     def _seed_for(self, trainer: pl.Trainer, purpose: str, position: int) -> None:

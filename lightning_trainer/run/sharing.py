@@ -1,4 +1,4 @@
-"""One session folder and one seed for all processes."""
+"""ShareSession: one session folder and one seed for all processes."""
 
 import os
 from typing import Any
@@ -10,13 +10,12 @@ from lightning_trainer.session.terminal import TerminalLog
 
 
 class ShareSession(RunCallback):
-    """Tells the folder to processes that were not started by the first one (torchrun, srun).
+    """Sends the first process's folder and seed to processes of another launcher (torchrun, srun).
 
-    Their output goes to log_rank1.txt and so on from then on.
+    From then on their output goes to log_rank1.txt and so on.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Broadcasts the first process's folder and seed."""
         session = self.run.session
         self.run.processes.start(trainer)
         if trainer.world_size == 1:
@@ -25,7 +24,7 @@ class ShareSession(RunCallback):
         session.path = trainer.strategy.broadcast(session.path)
         own_seed = os.environ.get("PL_GLOBAL_SEED")
         seed = trainer.strategy.broadcast(own_seed)
-        if seed is not None and seed != own_seed:  # each has drawn one of its own
+        if seed is not None and seed != own_seed:  # each process has drawn one
             pl.seed_everything(int(seed), verbose=False)
         if not known:
             terminal = TerminalLog(session.log(trainer.global_rank))
@@ -33,5 +32,5 @@ class ShareSession(RunCallback):
             self.run.at_end(terminal.stop)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        """Ends the meetings; not reached by a process that fails."""
+        # A process that fails does not come here.
         self.run.processes.close()

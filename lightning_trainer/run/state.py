@@ -1,4 +1,4 @@
-"""RunState: what the callbacks of a run share."""
+"""RunState: the state that the callbacks of a run share."""
 
 import atexit
 import math
@@ -22,93 +22,58 @@ from lightning_trainer.session.folder import Session
 class RunTimes:
     """Seconds of a run, over all its starts.
 
-    PrintProgress adds them; those of checkpoints are added by checkpoints/writing.py.
-
-    Attributes:
-        elapsed_s: Wall-clock time since training started.
-        data_s: Waiting for batches.
-        update_s: Forward, backward and optimiser step.
-        validation_s: All validations.
-        checkpoints_s: Writing checkpoints.
-        iterations_s: Wall-clock time of all timed iterations, validations and checkpoints left out.
-        examples: Examples of all processes in those iterations.
-        recent_validation_s: Duration of the newest validation.
-        recent_checkpoint_s: Duration of the newest checkpoint.
+    checkpoints/writing.py adds the times of checkpoints, PrintProgress all others.
     """
 
-    elapsed_s: float = 0.0
-    data_s: float = 0.0
-    update_s: float = 0.0
+    elapsed_s: float = 0.0  # wall-clock time since training started
+    data_s: float = 0.0  # waiting for batches
+    update_s: float = 0.0  # forward, backward and optimiser step
     validation_s: float = 0.0
     checkpoints_s: float = 0.0
-    iterations_s: float = 0.0
-    examples: int = 0
-    recent_validation_s: float = 0.0
+    iterations_s: float = 0.0  # wall-clock time of timed iterations, without the two above
+    examples: int = 0  # of all processes in those iterations
+    recent_validation_s: float = 0.0  # duration of the newest validation
     recent_checkpoint_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best score so far.
+    """The best score so far."""
 
-    Attributes:
-        name: Among the logged numbers, e.g. "val/accuracy".
-        mode: "max" if a higher score is better, else "min".
-        score: Its value.
-        iteration: Iterations done when it was reached.
-    """
-
-    name: str
-    mode: str
+    name: str  # among the logged numbers, e.g. "val/accuracy"
+    mode: str  # "max" if a higher score is better, else "min"
     score: float
-    iteration: int
+    iteration: int  # iterations done when it was reached
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The numbers of one log line.
+    """The numbers of one log line."""
 
-    Attributes:
-        iteration: Iterations done, i.e. optimiser steps.
-        n_iterations: Iterations of the whole run; infinite if it has no end.
-        examples_per_s: Of all processes together.
-        loss: Mean over the iterations since the last line.
-        elapsed_s: Since training started, earlier starts of the run included.
-        left_s: Until the end of the run.
-        fetch_ms: An iteration's wait for its batch, in the process that waits longest.
-        update_ms: An iteration's forward, backward and optimiser step.
-    """
-
-    iteration: int
-    n_iterations: float
-    examples_per_s: float
-    loss: float
-    elapsed_s: float
-    left_s: float
-    fetch_ms: float
-    update_ms: float
+    iteration: int  # iterations done, i.e. optimiser steps
+    n_iterations: float  # of the whole run; infinite if it has no end
+    examples_per_s: float  # of all processes together
+    loss: float  # mean over the iterations since the last line
+    elapsed_s: float  # since training started, earlier starts of the run included
+    left_s: float  # until the end of the run
+    fetch_ms: float  # an iteration's wait for its batch, in the process that waits longest
+    update_ms: float  # an iteration's forward, backward and optimiser step
 
 
 @dataclass(frozen=True)
 class Writing:
-    """A checkpoint that is being written.
+    """A checkpoint that is being written."""
 
-    Attributes:
-        names: What it will be known as.
-        iteration: Iterations done.
-        result: None, or the path that can't be written and the reason.
-    """
-
-    names: tuple[Path, ...]
-    iteration: int
-    result: "Future[tuple[Path, str] | None]"
+    names: tuple[Path, ...]  # each path that it gets
+    iteration: int  # iterations done
+    result: Future[tuple[Path, str] | None]  # the path that can't be written, and the reason
 
 
 class LossSum:
     """The losses of this process's batches, on the device, since some iteration.
 
-    Whoever adds or reads names that iteration. A sum since an earlier one is out of date: it counts
-    as empty, and the next loss begins a new sum.
+    The caller names that iteration. A sum since another one is out of date: it counts as empty, and
+    the next loss begins a new sum.
     """
 
     def __init__(self) -> None:
@@ -116,15 +81,13 @@ class LossSum:
         self._n_batches = self._since = 0
 
     def restore(self, loss_sum: float, n_batches: int) -> None:
-        """Goes on from the sum of a checkpoint."""
         self._sum, self._n_batches, self._since = torch.tensor(loss_sum), n_batches, 0
 
     def move_to(self, device: torch.device) -> None:
-        """Puts the sum where the losses are."""
         self._sum = self._sum.to(device)
 
     def add(self, loss: Tensor, scale: int, since: int) -> None:
-        """Adds `scale` times the loss of a batch, a scalar."""
+        """Adds `scale` times the loss of a batch, a tensor with one value."""
         if since != self._since:
             self._sum.zero_()
             self._n_batches, self._since = 0, since
@@ -142,29 +105,29 @@ class LossSum:
 
 @dataclass
 class RunState:
-    """What the callbacks of a run share. Each of them takes it, and nothing else.
+    """The state that the callbacks of a run share; it is the only argument of each.
 
-    A comment beside each group of fields names their one writer; everyone may read all of them.
-    What a callback wants of another one is a field here: no callback holds another.
+    The comment above a group of fields names their one writer; all callbacks may read them. A
+    callback that needs something of another one reads a field here: no callback holds another.
     """
 
     # start/trainer.py, before the callbacks are made
     session: Session
     settings: Mapping[str, Any] = field(default_factory=dict)  # as plain types, without secrets
-    save_minutes: float = 10.0  # at most so many minutes of training are lost at a crash
+    save_minutes: float = 10.0  # a crash loses at most so much training
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written
     is_sessions_own: bool = True  # False for a test of a session that was trained
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
-    at_end: Callable[[Callable[[], object]], object] = atexit.register  # takes what gives back
+    at_end: Callable[[Callable[[], object]], object] = atexit.register  # registers a clean-up
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done
-    stepped: int = 0  # how many of them the batch that ends has added
+    stepped: int = 0  # iterations that the newest batch has added
     losses: LossSum = field(default_factory=LossSum)  # since `window_start`
     goes_on: bool = False  # whether training goes on from a checkpoint
-    n_processes_before: int | None = None  # that took part in that checkpoint
+    n_processes_before: int | None = None  # processes of the run that wrote that checkpoint
 
     # ValidationSchedule
     n_iterations: float = math.inf  # of the whole run
@@ -184,7 +147,7 @@ class RunState:
     n_skips: int = 0  # how often it did so without a newer checkpoint
 
     # StopOnSignal
-    stop_signal: int = 0  # the signal by which the run shall end, on all processes alike
+    stop_signal: int = 0  # the signal that ends the run, the same on all processes
 
     # SaveCheckpoints
     lacks_validation: bool = False  # whether the newest last.ckpt was written before one
@@ -207,16 +170,16 @@ class RunState:
 
     @property
     def complete(self) -> bool:
-        """Whether `iteration`, as it is saved, needs no validation any more."""
+        """Whether no validation of `iteration` is left to run."""
         return self.validated and not self.lacks_validation
 
     @property
     def window_start(self) -> int:
-        """The iteration since which losses count: that of the newest line, or of going back."""
+        """The iteration since which losses count: of the newest line, or of going back."""
         return max(self.line.iteration if self.line else 0, self.skipped_at)
 
     def attach(self, trainer: pl.Trainer) -> None:
-        """Lets `of` find it by the trainer."""
+        """Lets `of` find this state by the trainer."""
         self._of_trainer[trainer] = self
 
     @classmethod
@@ -238,16 +201,12 @@ RULE = "-" * 82  # between the blocks of the log
 
 
 class RunCallback(Callback):
-    """A built-in callback.
-
-    Args:
-        run: Shared by all callbacks of a run.
-    """
+    """A built-in callback."""
 
     def __init__(self, run: RunState) -> None:
         self.run = run
 
 
 def in_training(trainer: pl.Trainer) -> bool:
-    """Whether this is `fit`, and not its check before training."""
+    """Whether this is `fit`, and not the sanity check before training."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking

@@ -57,8 +57,7 @@ class LogResults(Callback):
         """
         results = self._results(pl_module, "val")
         train_results = compute_metrics(pl_module.train_metrics, "train")
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and isinstance(pl_module.scheduler, ReduceLROnPlateau):
+        if in_training(trainer) and isinstance(pl_module.scheduler, ReduceLROnPlateau):
             pl_module.scheduler.step(results[pl_module.score_key])
         pl_module.log_dict(results | train_results, logger=self._to_loggers)
         self.train_results = {name: value.item() for name, value in train_results.items()}
@@ -80,3 +79,8 @@ def loss_of(outputs: Any) -> Tensor | None:
     """The loss among the outputs of a step: a tensor, or a mapping with "loss"; else None."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return loss if isinstance(loss, Tensor) else None
+
+
+def in_training(trainer: pl.Trainer) -> bool:
+    """Whether this is `fit`, and not the sanity check before training."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking

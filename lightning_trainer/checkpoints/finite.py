@@ -6,8 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.averaging import load_average
-from lightning_trainer.run.state import RunCallback, RunState, in_training
+from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import reach
 
 _MOST_SKIPS = 3

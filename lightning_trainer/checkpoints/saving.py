@@ -6,13 +6,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
+from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.averaging import end_validation, share_buffers
 from lightning_trainer.checkpoints.finite import check_finite
 from lightning_trainer.checkpoints.stopping import end_by_signal
 from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, write
 from lightning_trainer.internals import validation_is_due
 from lightning_trainer.run.schedule import catch_up
-from lightning_trainer.run.state import RULE, RunCallback, in_training
+from lightning_trainer.run.state import RULE, RunCallback
 
 
 class SaveCheckpoints(RunCallback, Checkpoint):

@@ -17,9 +17,10 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
+from lightning_trainer.base.results import in_training
 from lightning_trainer.images.predictions import draw_predictions
 from lightning_trainer.report.loggers import warn_of_disk
-from lightning_trainer.run.state import RunState, in_training
+from lightning_trainer.run.state import RunState
 
 _MOST_CLASSES_WITH_NUMBERS = 20
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_trainer.run.state import RunCallback, in_training
+from lightning_trainer.base.results import in_training
+from lightning_trainer.run.state import RunCallback
 
 _WAIT_S = 30.0  # for the last drawing, which takes a second or two
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_trainer.base.results import LogResults
+from lightning_trainer.base.results import LogResults, in_training
 from lightning_trainer.report.log_line import print_title
 from lightning_trainer.report.loggers import log_to_all
-from lightning_trainer.run.state import RULE, Best, RunCallback, RunState, in_training
+from lightning_trainer.run.state import RULE, Best, RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import layer_state
 
 

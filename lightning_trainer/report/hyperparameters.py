@@ -9,8 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_trainer.base.results import in_training
 from lightning_trainer.report.loggers import SessionTensorBoard
-from lightning_trainer.run.state import RunCallback, RunState, in_training
+from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.settings import flatten
 
 

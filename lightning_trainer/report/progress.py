@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_trainer.base.data import SessionLoader
+from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.finite import check_line
 from lightning_trainer.report.clock import DeviceEvents
 from lightning_trainer.report.log_line import format_line
 from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.schedule import validations_left
-from lightning_trainer.run.state import Progress, RunCallback, RunTimes, in_training
+from lightning_trainer.run.state import Progress, RunCallback, RunTimes
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_trainer.base.results import in_training
 from lightning_trainer.report.loggers import warn_of_disk
-from lightning_trainer.run.state import RunCallback, in_training
+from lightning_trainer.run.state import RunCallback
 
 
 class CallVisualise(RunCallback):

@@ -205,8 +205,3 @@ class RunCallback(Callback):
 
     def __init__(self, run: RunState) -> None:
         self.run = run
-
-
-def in_training(trainer: pl.Trainer) -> bool:
-    """Whether this is `fit`, and not the sanity check before training."""
-    return trainer.state.fn == "fit" and not trainer.sanity_checking

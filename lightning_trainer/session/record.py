@@ -1,4 +1,4 @@
-"""What a session folder says of its run, whatever state it is in."""
+"""Reads a session folder in any state: progress, score, speed and settings of its run."""
 
 import contextlib
 import os
@@ -17,28 +17,27 @@ from lightning_trainer.session.settings import flatten, read_yaml
 
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
-NAME = re.compile(
-    r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)"  # of Session.create
-)
+# As `Session.create` makes it.
+NAME = re.compile(r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)")
 
 
 @dataclass
 class Record:
-    """What is known of a session; None where it is not.
+    """The facts about a session; None where one is not known.
 
     Attributes:
         path: The folder.
         tag: Name of the experiment.
         started: Date and time of the first start.
         state: RUNNING, FINISHED, INTERRUPTED or FAILED.
-        iteration: Iterations done, also those after the last checkpoint.
-        max_steps: Iterations of the whole run; None if it ends by something else.
+        iteration: Iterations done, with those after the last checkpoint.
+        max_steps: Iterations of the whole run; None if something else ends it.
         score_name: Name of the score among the logged numbers.
         best_score: Best score so far.
-        best_iteration: Iterations done when it was reached.
-        examples_per_s: Over the run, validations and checkpoints left out.
+        best_iteration: Iterations done at the best score.
+        examples_per_s: Mean speed of training, without validations and checkpoints.
         hours: Time in training, over all starts.
-        commit: Of the newest start: seven digits, and + if something was uncommitted.
+        commit: Seven digits of the newest start's commit, and + for uncommitted changes.
         settings: Every setting by the name of its option, e.g. "model.learning_rate".
     """
 
@@ -58,7 +57,7 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record":
-        """Reads the folder; what is missing or damaged stays unknown."""
+        """Reads the folder; leaves out missing and damaged facts."""
         session, metrics = Session(path), MetricsReader(path / "metrics.csv")
         run, (saved, state) = RunRecord.read(path), _newest_checkpoint(session)
         config = session.read_config() or part(state, "settings")
@@ -72,7 +71,7 @@ class Record:
             commit=_commit(environment),
             settings=flatten(config),
         )
-        # A session of its own may also be that of a test, of a checkpoint from elsewhere.
+        # A test of a foreign checkpoint also has a session.
         if run is None or run.command == "fit":
             ends = _natural(part(config, "trainer").get("max_steps"))
             record.max_steps = ends or (run.n_iterations if run else None)
@@ -81,8 +80,8 @@ class Record:
         record.iteration = max((n for n in reached if n is not None), default=None)
         record._add_times((run.times if run else None) or part(state, "times"), newest)
         best = part(state, "best")
-        best = {**best, "best": best.get("score")}
-        record._add_score((run.score if run else None) or best, metrics)
+        score = (run.score if run else None) or {**best, "best": best.get("score")}
+        record._add_score(score, metrics)
         record.state = record._find_state(run, saved, bool(state.get("validated", True)))
         return record
 
@@ -110,11 +109,11 @@ class Record:
                 self.best_iteration, self.best_score = max(points, key=lambda p: sign * p[1])
 
     def _find_state(self, run: RunRecord | None, saved: int | None, validated: bool) -> str:
-        """A lock can't lie, because it ends with its process; then the run's own word counts."""
+        """Trusts a lock first, because it ends with its process, then the run's own record."""
         commands = {"fit", run.command if run else "fit"}
         if any(map(SessionLock(self.path).is_held_for, commands)):
             return RUNNING
-        if os.path.exists(self.path / "failure.txt"):  # raises nothing in an unreadable folder
+        if os.path.exists(self.path / "failure.txt"):  # no error in an unreadable folder
             return FAILED
         if run and run.state in (FINISHED, INTERRUPTED, FAILED):
             return run.state
@@ -123,7 +122,7 @@ class Record:
 
 
 def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
-    """Iterations done at the newest checkpoint that can be read, and the state in it."""
+    """Iterations done at the newest readable checkpoint, and this library's state in it."""
     for path in (session.last_checkpoint, session.best_checkpoint):
         with contextlib.suppress(ValueError):
             header = read_header(path)
@@ -132,7 +131,7 @@ def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
 
 
 def _iso(time: str) -> str:
-    """2024-02-29T12:00:07 of 2024_02_29_12_00_07."""
+    """2024-02-29T12:00:07 from 2024_02_29_12_00_07."""
     parts = time.split("_")
     return f"{'-'.join(parts[:3])}T{':'.join(parts[3:])}"
 

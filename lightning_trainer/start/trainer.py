@@ -1,4 +1,4 @@
-"""The trainer of a run: what the settings name, with the session's own parts."""
+"""Adds the session's own parts to the trainer that the settings describe."""
 
 from contextlib import ExitStack
 from datetime import timedelta
@@ -24,7 +24,7 @@ DEFAULTS = {
     "val_check_interval": 500,
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 100,
-    # The log lines, the parameter count and TensorBoard's table of runs are the layer's own.
+    # This library prints lines and parameter counts itself, and writes TensorBoard's table of runs.
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "enable_autolog_hparams": False,
@@ -34,14 +34,14 @@ DEFAULTS = {
 def run_state(
     config: Any, session: Session, request: Request, is_guest: bool, stack: ExitStack
 ) -> RunState:
-    """What the callbacks will share.
+    """The state that the callbacks share.
 
     Args:
         config: The command's settings, with objects in place of class paths.
         session: The run's folder.
-        request: What the command line asks for.
-        is_guest: Whether nothing may be written in the folder.
-        stack: Gets what gives the terminal back.
+        request: The parsed command line.
+        is_guest: Whether the run writes nothing into the folder.
+        stack: Gets the callbacks that give the terminal back.
     """
     restart = request.restart
     return RunState(
@@ -59,13 +59,9 @@ def run_state(
 def trainer_arguments(
     config: Any, run: RunState, request: Request, is_guest: bool
 ) -> dict[str, Any]:
-    """Arguments of `pl.Trainer` that replace those of the same name in the settings.
+    """Arguments of `pl.Trainer` that replace the settings of the same name.
 
-    Args:
-        config: The command's settings, with objects in place of class paths.
-        run: What the callbacks share.
-        request: What the command line asks for.
-        is_guest: Whether nothing may be logged in the folder.
+    The docstring of `run_state` explains `config`, `request` and `is_guest`.
     """
     trainer = config.trainer
     arguments: dict[str, Any] = {
@@ -85,15 +81,10 @@ def trainer_arguments(
 
 
 def adapt(trainer: pl.Trainer, has_profiler: bool) -> None:
-    """Makes the steps cheaper, and has a profile written into the session folder.
-
-    Args:
-        trainer: As Lightning has made it.
-        has_profiler: Whether the settings name one, which without a file would only print.
-    """
+    """Makes the steps cheaper, and a profiler of the settings write into the session folder."""
     skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-    if has_profiler and not profiler.filename:
+    if has_profiler and not profiler.filename:  # without a file it would only print
         profiler.filename = "profile"
 
 
@@ -106,12 +97,12 @@ def _loggers(session: Session, request: Request, is_guest: bool) -> list[Logger]
 
 
 def _slurm() -> list[SLURMEnvironment]:
-    """SLURM's environment, if it is there; StopOnSignal asks for the job to be queued again."""
+    """SLURM's environment within a job; StopOnSignal requeues the job instead of Lightning."""
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _as_list(value: Any) -> list[Any]:
-    """What the settings name, as a list; true and false stand for nothing."""
+    """A setting as a list; empty for null, true and false."""
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

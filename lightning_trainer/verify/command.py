@@ -1,7 +1,4 @@
-"""Proves on a project that a run which is killed and goes on is bitwise one that was not.
-
-python cli.py verify --config configs/digits.yaml
-"""
+"""Proves that a project's restarts are exact: python cli.py verify --config configs/digits.yaml."""
 
 import argparse
 import shutil
@@ -33,7 +30,7 @@ Exit code: 0 if all is equal, 1 if not or if a run fails, 2 if the command line 
 
 _SETTINGS = (
     "--tag=verify",
-    "--save_minutes=0",  # as often as can be, so that little is done again after a kill
+    "--save_minutes=0",  # as often as possible, for little repetition after a kill
     "--trainer.max_steps=20",
     "--trainer.log_every_n_steps=4",
     "--trainer.val_check_interval=8",
@@ -45,7 +42,7 @@ _NOT_DETERMINISTIC = (
     "kernels that are not deterministic: try again with `--trainer.deterministic true`"
 )
 
-# By what differs first: what usually makes it differ.
+# The usual causes, by the first difference.
 _CAUSES = {
     "order": (
         "a data loader of your own that starts again from its beginning: leave it to "
@@ -84,11 +81,7 @@ _CAUSES_IN_FILES = (
 
 
 def verify(argv: list[str]) -> int:
-    """Runs the command; returns its exit code.
-
-    Args:
-        argv: Command line after `verify`: options of `fit`.
-    """
+    """Runs the command with options of `fit`; returns its exit code."""
     parser = CommandParser(
         "verify",
         usage="%(prog)s --config FILE [--OPTION VALUE ...]",
@@ -118,12 +111,12 @@ def verify(argv: list[str]) -> int:
         if code == 1:
             print(f"Kept, with all that the runs printed: {folder}")
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # what was killed may just be ending
+            shutil.rmtree(folder, ignore_errors=True)  # killed processes may still be ending
     return code
 
 
 def _compare_runs(argv: list[str], folder: Path, parser: CommandParser) -> int:
-    """Trains twice, compares, and says what was found; returns the exit code.
+    """Trains twice, compares, and prints the findings; returns the exit code.
 
     Raises:
         subprocess.CalledProcessError: If a run fails.
@@ -187,7 +180,7 @@ def _different(comparison: Comparison) -> list[str]:
 
 
 def _causes(first: Difference | None) -> tuple[str, ...]:
-    """What usually makes two runs part as these do; the first thing that differs counts."""
+    """The usual causes of a first difference; None stands for differing files only."""
     if first is None:
         return _CAUSES_IN_FILES
     if first.n_restarts == 0:

@@ -13,19 +13,12 @@ _UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)")
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The words after `cli.py`.
+    """The words after `cli.py`."""
 
-    Attributes:
-        command: The first word; empty where an option comes first.
-        configs: The values of `--config`, in their order.
-        ckpt_path: The last value of `--ckpt_path`; empty without one.
-        others: All other words in their order, also `--ckpt_path`, and `--config` without a value.
-    """
-
-    command: str
-    configs: list[str]
-    ckpt_path: str
-    others: list[str]
+    command: str  # the first word; empty where an option comes first
+    configs: list[str]  # the values of `--config`, in their order
+    ckpt_path: str  # the last value of `--ckpt_path`; empty without one
+    others: list[str]  # all other words, also `--ckpt_path`, and `--config` without a value
 
     @classmethod
     def read(cls, argv: Sequence[str]) -> "CommandLine":

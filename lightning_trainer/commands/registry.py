@@ -10,19 +10,12 @@ _OF_LIGHTNING = "start.cli:main"
 
 @dataclass(frozen=True)
 class Command:
-    """One command of `cli.py`.
+    """One command of `cli.py`."""
 
-    Attributes:
-        name: The word on the command line.
-        place: Its function, as module:function.
-        summary: Its description, one sentence.
-        examples: Its lines in `cli.py --help`: options, and their effect.
-    """
-
-    name: str
-    place: str
-    summary: str
-    examples: Mapping[str, str] = field(default_factory=dict)
+    name: str  # the word on the command line
+    place: str  # its function, as module:function
+    summary: str  # its description, one sentence
+    examples: Mapping[str, str] = field(default_factory=dict)  # for the help: options, and effect
 
     @property
     def is_lightnings(self) -> bool:

@@ -10,17 +10,11 @@ _SHORTEST = 16  # characters that a shortened cell keeps
 
 @dataclass
 class Column:
-    """A column of a table.
-
-    Attributes:
-        title: Its first line.
-        cells: From the first row to the last.
-        is_text: Whether to align it left, and to shorten it there: names mostly differ at their
-            ends. A number is never shortened.
-    """
+    """A column of a table."""
 
     title: str
     cells: list[str]
+    # Aligned left, and shortened there, because names mostly differ at their ends; else a number.
     is_text: bool = False
 
     @property

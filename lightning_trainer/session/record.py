@@ -23,36 +23,21 @@ NAME = re.compile(r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<ta
 
 @dataclass
 class Record:
-    """The facts about a session; None where one is not known.
-
-    Attributes:
-        path: The folder.
-        tag: Name of the experiment.
-        started: Date and time of the first start.
-        state: RUNNING, FINISHED, INTERRUPTED or FAILED.
-        iteration: Iterations done, with those after the last checkpoint.
-        max_steps: Iterations of the whole run; None if something else ends it.
-        score_name: Name of the score among the logged numbers.
-        best_score: Best score so far.
-        best_iteration: Iterations done at the best score.
-        examples_per_s: Mean speed of training, without validations and checkpoints.
-        hours: Time in training, over all starts.
-        commit: Seven digits of the newest start's commit, and + for uncommitted changes.
-        settings: Every setting by the name of its option, e.g. "model.learning_rate".
-    """
+    """The facts about a session; None where one is not known."""
 
     path: Path
-    tag: str
-    started: str
-    state: str = INTERRUPTED
-    iteration: int | None = None
-    max_steps: int | None = None
-    score_name: str | None = None
+    tag: str  # name of the experiment
+    started: str  # date and time of the first start
+    state: str = INTERRUPTED  # RUNNING, FINISHED, INTERRUPTED or FAILED
+    iteration: int | None = None  # iterations done, with those after the last checkpoint
+    max_steps: int | None = None  # iterations of the whole run; None if something else ends it
+    score_name: str | None = None  # name of the score among the logged numbers
     best_score: float | None = None
-    best_iteration: int | None = None
-    examples_per_s: float | None = None
-    hours: float | None = None
-    commit: str | None = None
+    best_iteration: int | None = None  # iterations done at the best score
+    examples_per_s: float | None = None  # without validations and checkpoints
+    hours: float | None = None  # time in training, over all starts
+    commit: str | None = None  # of the newest start: seven digits, and + for uncommitted changes
+    # Every setting by the name of its option, e.g. "model.learning_rate".
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -29,36 +29,22 @@ def _now() -> str:
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """The content of run.json.
-
-    Attributes:
-        command: "fit", "validate", "test" or "predict".
-        state: "running" also after a kill, which leaves no time to write.
-        reason: Why the run ended, e.g. "all 600 iterations are done" or "ValueError: ...".
-        by: Who ended it, e.g. "signal", "process 1 on node1" or a callback's name.
-        iteration: Iterations done.
-        n_iterations: Iterations of the whole run; None if something else ends it.
-        score: `name`, `mode` ("max" or "min"), the `best` value and its `iteration`.
-        times: The fields of `RunTimes`.
-        started: Time of this start of the run.
-        updated: Time of the newest write.
-        host: Machine of the writing process.
-        pid: Id of the writing process.
-    """
+    """The content of run.json."""
 
     version: int = _VERSION
-    command: str
+    command: str  # "fit", "validate", "test" or "predict"
+    # "running" also after a kill, which leaves no time to write.
     state: Literal["running", "finished", "interrupted", "failed"] = "running"
-    reason: str = ""
-    by: str = ""
-    iteration: int = 0
-    n_iterations: int | None = None
-    score: dict[str, Any] | None = None
-    times: dict[str, Any] = field(default_factory=dict)
-    started: str = field(default_factory=_now)
-    updated: str = ""
-    host: str = field(default_factory=socket.gethostname)
-    pid: int = field(default_factory=os.getpid)
+    reason: str = ""  # why the run ended, e.g. "all 600 iterations are done" or "ValueError: ..."
+    by: str = ""  # who ended it, e.g. "signal", "process 1 on node1" or a callback's name
+    iteration: int = 0  # iterations done
+    n_iterations: int | None = None  # iterations of the whole run; None if something else ends it
+    score: dict[str, Any] | None = None  # name, mode ("max" or "min"), best, its iteration
+    times: dict[str, Any] = field(default_factory=dict)  # the fields of `RunTimes`
+    started: str = field(default_factory=_now)  # this start of the run
+    updated: str = ""  # the newest write
+    host: str = field(default_factory=socket.gethostname)  # machine of the writing process
+    pid: int = field(default_factory=os.getpid)  # id of the writing process
 
     def write(self, folder: Path) -> None:
         self.updated = _now()

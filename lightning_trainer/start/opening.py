@@ -23,19 +23,12 @@ _SESSION_VARIABLE = "LIGHTNING_TRAINER_SESSION"
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, as parsed.
+    """A command line, as parsed."""
 
-    Attributes:
-        command: "fit", "test", ...
-        typed: The command line, without secrets.
-        resolved: Every setting as plain types, with secrets.
-        restart: The checkpoint to start from, if any.
-    """
-
-    command: str
-    typed: str
-    resolved: dict[str, Any]
-    restart: Restart | None
+    command: str  # "fit", "test", ...
+    typed: str  # the command line, without secrets
+    resolved: dict[str, Any]  # every setting as plain types, with secrets
+    restart: Restart | None  # the checkpoint to start from, if any
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -34,35 +34,21 @@ _OF_CHECKPOINT = (
 
 @dataclass
 class Difference:
-    """The first line of a trail that differs from the reference's.
+    """The first line of a trail that differs from the reference's."""
 
-    Attributes:
-        rank: The process.
-        n_restarts: Number of restarts before it.
-        iteration: The line's iteration.
-        found: A description for each of "samples", "loss", "weights", "scores", "order" that
-            differs.
-    """
-
-    rank: int
-    n_restarts: int
-    iteration: int
-    found: dict[str, str]
+    rank: int  # the process
+    n_restarts: int  # number of restarts before it
+    iteration: int  # the line's iteration
+    found: dict[str, str]  # descriptions of "samples", "loss", "weights", "scores" or "order"
 
 
 @dataclass
 class Comparison:
-    """The differences between a session and the reference.
+    """The differences between a session and the reference."""
 
-    Attributes:
-        first: The first difference of the trails, if any.
-        compared: By file, the names of the compared values.
-        differing: By file, the names of the differing values.
-    """
-
-    first: Difference | None
-    compared: dict[str, list[str]]
-    differing: dict[str, list[str]]
+    first: Difference | None  # the first difference of the trails, if any
+    compared: dict[str, list[str]]  # by file, the names of the compared values
+    differing: dict[str, list[str]]  # by file, the names of the differing values
 
     @property
     def equal(self) -> bool:

@@ -22,16 +22,9 @@ _TAIL_LINES = 15
 
 @dataclass
 class Moment:
-    """A time to kill a run: `delay_s` after a line of its trail, or after the next such line.
+    """A time to kill a run: `delay_s` after a line of its trail, or after the next such line."""
 
-    Attributes:
-        event: The line's event, "batch" or "validating".
-        iteration: The line's iteration.
-        batch: The line's batch.
-        delay_s: Time from the line to the kill.
-    """
-
-    event: str
+    event: str  # "batch" or "validating"
     iteration: int
     batch: int
     delay_s: float

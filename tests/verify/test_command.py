@@ -159,7 +159,7 @@ class FakeRun:
 def test_a_run_that_could_not_be_killed_is_not_verified(kept, capsys, monkeypatch):
     monkeypatch.setattr(verify_module, "Run", FakeRun)
     monkeypatch.setattr(verify_module, "draw_moments", lambda _: [Moment("batch", 1, 1, 0.0)])
-    monkeypatch.setattr(verify_module, "compare", lambda *_: Comparison(None, {}, {}))
+    monkeypatch.setattr(verify_module, "compare_bitwise", lambda *_: Comparison(None, {}, {}))
     assert verify(["--config=a.yaml"]) == 1
     assert "NOT VERIFIED: it ended before it could be killed" in capsys.readouterr().out
 

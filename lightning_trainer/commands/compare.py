@@ -86,11 +86,7 @@ def _weight(text: str) -> float:
 
 
 def find_records(names: list[str], folder: Path) -> list[Record]:
-    """The sessions of some names, each once.
-
-    Args:
-        names: Folders, tags, or parts of sessions' names.
-        folder: Where to look for tags and names.
+    """The sessions of folders and, looked for in `folder`, of tags and parts of names, each once.
 
     Raises:
         OSError: If the folder can't be read.
@@ -145,9 +141,7 @@ def _side_by_side(records: list[Record]) -> str:
 def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dict[str, Curve]]:
     """Curves by number and session; prints which sessions have none.
 
-    Args:
-        records: The sessions.
-        names: The numbers; None for the loss and the scores.
+    Without names it takes the loss and the scores.
 
     Raises:
         ValueError: If no session has logged one of the numbers.
@@ -166,7 +160,7 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
         for name in wanted
     }
     empty = [name for name in wanted if not drawn[name]]
-    if empty and (names or empty == wanted):  # else sessions failed before their first score
+    if empty and (names or empty == wanted):  # else a session failed before its first score
         choice = f": there is {', '.join(logged)}" if logged else ", nor any other"
         raise ValueError(
             f"no session has logged the number {empty[0]!r}"

@@ -66,14 +66,9 @@ def draw_curves(
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
         if marks and name in marks:
             _mark(axes, *marks[name])
-    figure.legend(
-        [*lines.values()],
-        [*lines],
-        loc="outside right upper" if beside else "outside upper center",
-        ncols=1 if beside else len(labels),
-        handlelength=3,
-        frameon=False,
-    )
+    place, n = ("right upper", 1) if beside else ("upper center", len(labels))
+    legend: dict[str, Any] = {"loc": f"outside {place}", "ncols": n}
+    figure.legend([*lines.values()], [*lines], handlelength=3, frameon=False, **legend)
     figure.savefig(output)
 
 
@@ -116,12 +111,9 @@ def smoothen(values: Array, weight: float) -> Array:
 
 
 def draw_session(folder: Path, score_key: str, best: tuple[int, float] | None) -> None:
-    """Draws curves.png: loss and score of training and validation over the iterations.
+    """Draws a session's curves.png: loss and score of training and validation.
 
-    Args:
-        folder: The session folder.
-        score_key: Name of the score, e.g. "val/accuracy".
-        best: Iteration and value of the best score, to mark.
+    `score_key` is e.g. "val/accuracy". `best` is iteration and value of the best score, to mark.
     """
     score = score_key.removeprefix("val/")
     keys = {name: [f"train/{name}", f"val/{name}"] for name in ("loss", score)}

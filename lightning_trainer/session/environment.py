@@ -40,13 +40,7 @@ def program() -> list[str]:
 
 
 def describe_environment(command: str, n_processes: int, sessions: Path) -> dict[str, Any]:
-    """The content of environment.yaml, as plain types.
-
-    Args:
-        command: The typed command line, without secrets.
-        n_processes: Number of processes in the run.
-        sessions: Folder of the session folders, which are not part of the code.
-    """
+    """The content of environment.yaml; `sessions` is the folder of the session folders."""
     status = _git("status", "--porcelain", *_code_paths(sessions))
     return {
         "command": command,
@@ -75,11 +69,9 @@ def _gpus() -> list[str]:
 
 
 def uncommitted_changes(sessions: Path, secrets: Sequence[str] = ()) -> str:
-    """The diff of the code against its commit, with small untracked files, without private ones.
+    """The diff of the code against its commit, with *** in place of secrets.
 
-    Args:
-        sessions: Folder of the session folders, which are not part of the code.
-        secrets: Texts to replace by ***.
+    Small untracked files are part of it; private files and the folder `sessions` are not.
     """
     # `git apply` must be able to read it, whatever the user's own settings are.
     diff = ["-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false", "diff"]

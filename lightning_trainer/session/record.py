@@ -48,7 +48,7 @@ class Record:
         config = session.read_config() or part(state, "settings")
         environment = read_yaml(session.environment) or {}
         named = NAME.fullmatch(path.name)
-        tag, started = (named["tag"], _iso(named["started"])) if named else (path.name, "")
+        tag, started = (named["tag"], _iso(named)) if named else (path.name, "")
         record = cls(
             path,
             tag=str(config.get("tag") or tag),
@@ -115,10 +115,9 @@ def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
     return None, {}
 
 
-def _iso(time: str) -> str:
-    """2024-02-29T12:00:07 from 2024_02_29_12_00_07."""
-    parts = time.split("_")
-    return f"{'-'.join(parts[:3])}T{':'.join(parts[3:])}"
+def _iso(name: re.Match[str]) -> str:
+    """The start in a folder's name as 2024-02-29T12:00:07."""
+    return "{}-{}-{}T{}:{}:{}".format(*name["started"].split("_"))
 
 
 def _number(value: Any) -> float | None:

@@ -71,14 +71,7 @@ class RunRecord:
 
 
 def note_failure(folder: Path, command: str, ex: BaseException, secrets: Iterable[str]) -> None:
-    """Writes an error into a session's run.json, unless the session has finished before.
-
-    Args:
-        folder: The session folder.
-        command: "fit", "test", ...
-        ex: The error.
-        secrets: Texts to replace by ***.
-    """
+    """Writes an error into the run.json of a session folder, unless the session has finished."""
     record = RunRecord.read(folder) or RunRecord(command=command)
     if record.state == "finished":
         return

@@ -55,11 +55,7 @@ class SessionCLI(LightningCLI):
     """LightningCLI with a session folder for each run.
 
     Lightning calls the methods below in their order: options -> parse -> folder -> project's
-    classes -> trainer -> run.
-
-    Args:
-        argv: Command line without the program's name.
-        stack: Gets the callbacks that give the terminal and the folder back.
+    classes -> trainer -> run. `stack` gets the callbacks that give terminal and folder back.
     """
 
     parser: SessionParser

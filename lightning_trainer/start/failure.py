@@ -38,10 +38,7 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
     In a run of several processes, the process that fails first writes its error into failure.txt.
     The others only lose contact with it. Process 0 prints that file at its end.
 
-    Args:
-        ex: The error.
-        folder: The session folder; None before there is one, empty in a process without its path.
-        trainer: The trainer; None before there is one.
+    The folder is None before there is one, and empty in a process that does not know it yet.
     """
     cause = root_cause(ex)
     text = f"error: {_message(cause)}\n"

@@ -55,11 +55,7 @@ class Request:
 
 
 def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:
-    """Makes, reopens or, in a process that another one has started, finds the folder.
-
-    Args:
-        request: The parsed command line.
-        stack: Gets the callbacks that give the folder back.
+    """Makes or reopens the folder, or finds it in a process that another one has started.
 
     Returns:
         The session, without a path where ShareSession sets it later. Whether this run is a guest:
@@ -104,9 +100,7 @@ def _lock(session: Session, request: Request, stack: ExitStack) -> bool:
 
 def log_terminal(session: Session, rank: int, stack: ExitStack) -> None:
     """Copies the terminal's output into this process's log until the stack is closed."""
-    terminal = TerminalLog(session.log(rank))
-    terminal.start()
-    stack.callback(terminal.stop)
+    stack.enter_context(TerminalLog(session.log(rank)))
 
 
 def announce(session: Session, request: Request) -> None:

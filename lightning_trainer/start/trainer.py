@@ -34,15 +34,7 @@ DEFAULTS = {
 def run_state(
     config: Any, session: Session, request: Request, is_guest: bool, stack: ExitStack
 ) -> RunState:
-    """The state that the callbacks share.
-
-    Args:
-        config: The command's settings, with objects in place of class paths.
-        session: The run's folder.
-        request: The parsed command line.
-        is_guest: Whether the run writes nothing into the folder.
-        stack: Gets the callbacks that give the terminal back.
-    """
+    """The state that the callbacks share; `config` has objects in place of class paths."""
     restart = request.restart
     return RunState(
         session,
@@ -59,10 +51,7 @@ def run_state(
 def trainer_arguments(
     config: Any, run: RunState, request: Request, is_guest: bool
 ) -> dict[str, Any]:
-    """Arguments of `pl.Trainer` that replace the settings of the same name.
-
-    The docstring of `run_state` explains `config`, `request` and `is_guest`.
-    """
+    """Arguments of `pl.Trainer` that replace the settings of the same name in `config`."""
     trainer = config.trainer
     arguments: dict[str, Any] = {
         "logger": [*_loggers(run.session, request, is_guest), *_as_list(trainer.logger)],

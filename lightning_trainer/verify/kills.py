@@ -33,10 +33,7 @@ class Moment:
 def draw_moments(session: Path) -> list[Moment]:
     """One moment in a training step, one after a log line and one in a validation.
 
-    The moments are the same at each call.
-
-    Args:
-        session: The folder of an uninterrupted run.
+    Reads them from an uninterrupted run, and draws the same ones at each call.
     """
     pairs = list(pairwise(read_trail(session / "trail_rank0.jsonl")))
     steps = [pair for pair in pairs if pair[0]["event"] == pair[1]["event"] == "batch"]

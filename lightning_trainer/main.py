@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +41,10 @@ def _answer(line: CommandLine) -> None:
     if first in ("-h", "--help"):
         print(help_text(), end="")
     elif first == "--version":
-        print(f"lightning_trainer {_version()}")
+        version = VERSION
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version("lightning_trainer")
+        print(f"lightning_trainer {version}")
     elif line.command:
         near = get_close_matches(first, COMMANDS)
         every = f": the commands are {', '.join(COMMANDS)}"
@@ -50,13 +54,6 @@ def _answer(line: CommandLine) -> None:
             sys.stderr.write(help_text() + "\n")
         near = get_close_matches(first, ["--help", "--version"])
         parser.error(f"no command before the options: give one, e.g. `fit`{did_you_mean(near)}")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("lightning_trainer")
-    except metadata.PackageNotFoundError:
-        return VERSION
 
 
 def _check_config_files(line: CommandLine) -> None:

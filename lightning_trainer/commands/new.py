@@ -72,10 +72,8 @@ def check_name(name: str) -> None:
 
 def _is_importable(name: str) -> bool:
     """Whether a module has that name, or a folder with an __init__.py."""
-    if name in sys.stdlib_module_names:
-        return True
     spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None
+    return name in sys.stdlib_module_names or (spec is not None and spec.origin is not None)
 
 
 def _check_place(name: str) -> None:

@@ -66,8 +66,8 @@ def draw_curves(
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
         if marks and name in marks:
             _mark(axes, *marks[name])
-    place, n = ("right upper", 1) if beside else ("upper center", len(labels))
-    legend: dict[str, Any] = {"loc": f"outside {place}", "ncols": n}
+    place, n_legend = ("right upper", 1) if beside else ("upper center", len(labels))
+    legend: dict[str, Any] = {"loc": f"outside {place}", "ncols": n_legend}
     figure.legend([*lines.values()], [*lines], handlelength=3, frameon=False, **legend)
     figure.savefig(output)
 

@@ -7,11 +7,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lightning_trainer.session.run_record import now
 from lightning_trainer.session.secrets import hide, hide_in_command
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
@@ -44,7 +44,7 @@ def describe_environment(command: str, n_processes: int, sessions: Path) -> dict
     status = _git("status", "--porcelain", *_code_paths(sessions))
     return {
         "command": command,
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": now(),
         "host": socket.gethostname(),
         "n_processes": n_processes,
         "job_id": job_id(),

@@ -4,11 +4,11 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 import struct
 import sys
-from datetime import datetime
 from pathlib import Path
+
+from lightning_trainer.session.run_record import now, process_name
 
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -50,10 +50,8 @@ class SessionLock:
                 "on with this session meanwhile",
                 file=sys.stderr,
             )
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        holder = f"process {os.getpid()} on {socket.gethostname()} ({command}, since {since})"
         os.ftruncate(file, 0)
-        os.write(file, holder.encode())
+        os.write(file, f"{process_name()} ({command}, since {now()})".encode())
         self._file = file
         return None
 

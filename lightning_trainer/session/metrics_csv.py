@@ -51,7 +51,7 @@ class MetricsReader:
         return step, value
 
     def curves(self, names: Collection[str]) -> dict[str, Curve]:
-        """The curves of those of the names that have values."""
+        """The curves of the names; leaves out names without values."""
         curves: dict[str, Curve] = {}
         for row in self.rows():
             for name in {*names} - {"step"}:

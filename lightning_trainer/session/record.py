@@ -17,7 +17,7 @@ from lightning_trainer.session.settings import flatten, read_yaml
 
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
-# As `Session.create` makes it.
+# The name that `Session.create` gives a folder.
 NAME = re.compile(r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)")
 
 

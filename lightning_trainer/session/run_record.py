@@ -23,7 +23,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _now() -> str:
+def now() -> str:
+    """The local time with its zone, e.g. 2024-02-29T12:00:07+01:00."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -41,13 +42,13 @@ class RunRecord:
     n_iterations: int | None = None  # iterations of the whole run; None if something else ends it
     score: dict[str, Any] | None = None  # name, mode ("max" or "min"), best, its iteration
     times: dict[str, Any] = field(default_factory=dict)  # the fields of `RunTimes`
-    started: str = field(default_factory=_now)  # this start of the run
+    started: str = field(default_factory=now)  # this start of the run
     updated: str = ""  # the newest write
     host: str = field(default_factory=socket.gethostname)  # machine of the writing process
     pid: int = field(default_factory=os.getpid)  # id of the writing process
 
     def write(self, folder: Path) -> None:
-        self.updated = _now()
+        self.updated = now()
         replace_text(folder / _NAME, json.dumps(asdict(self), indent=2) + "\n")
 
     def end(

@@ -24,9 +24,10 @@ from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings
+from lightning_trainer.session.terminal import TerminalLog
 from lightning_trainer.start.failure import FILE_NAME, report_failure
 from lightning_trainer.start.launch import is_first_process, random_seed
-from lightning_trainer.start.opening import Request, announce, log_terminal, open_folder, record
+from lightning_trainer.start.opening import Request, announce, open_folder, record
 from lightning_trainer.start.parser import SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
@@ -173,7 +174,8 @@ class SessionCLI(LightningCLI):
         except ValueError as ex:
             self.parser.error(str(ex))
         if self.session.path.name and not self.is_guest:
-            log_terminal(self.session, int(os.environ.get("LOCAL_RANK", 0)), self._stack)
+            log = self.session.log(int(os.environ.get("LOCAL_RANK", 0)))
+            self._stack.enter_context(TerminalLog(log))
         if is_first_process():
             if not self.is_guest:
                 self.session.path.joinpath(FILE_NAME).unlink(missing_ok=True)

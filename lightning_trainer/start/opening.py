@@ -14,7 +14,6 @@ from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.secrets import scrub, secret_texts
 from lightning_trainer.session.settings import differences, dump_settings
-from lightning_trainer.session.terminal import TerminalLog
 from lightning_trainer.start.launch import end_with_parent, is_first_process, n_processes
 
 # Passes the folder on to the processes that Lightning starts on this machine.
@@ -96,11 +95,6 @@ def _lock(session: Session, request: Request, stack: ExitStack) -> bool:
     if before and reach(before.checkpoint) != (before.iteration, before.validated):
         raise ValueError(f"{session.path} has gone on meanwhile: try again")
     return True
-
-
-def log_terminal(session: Session, rank: int, stack: ExitStack) -> None:
-    """Copies the terminal's output into this process's log until the stack is closed."""
-    stack.enter_context(TerminalLog(session.log(rank)))
 
 
 def announce(session: Session, request: Request) -> None:

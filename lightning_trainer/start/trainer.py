@@ -54,7 +54,7 @@ def trainer_arguments(
     """Arguments of `pl.Trainer` that replace the settings of the same name in `config`."""
     trainer = config.trainer
     arguments: dict[str, Any] = {
-        "logger": [*_loggers(run.session, request, is_guest), *_as_list(trainer.logger)],
+        "logger": [*_loggers(run, request, is_guest), *_as_list(trainer.logger)],
         "callbacks": all_callbacks(run, _as_list(trainer.callbacks)),
         "plugins": [AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
         "default_root_dir": trainer.default_root_dir or str(run.session.path),
@@ -77,12 +77,11 @@ def adapt(trainer: pl.Trainer, has_profiler: bool) -> None:
         profiler.filename = "profile"
 
 
-def _loggers(session: Session, request: Request, is_guest: bool) -> list[Logger]:
+def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:
     if is_guest:
         return [DummyLogger()]
-    before = request.continued
-    purge_step = before.iteration + 1 if before else None
-    return [SessionTensorBoard(session, purge_step), MetricsFile(session, purge_step)]
+    purge_step = run.restored_iteration + 1 if request.continued else None
+    return [SessionTensorBoard(run.session, purge_step), MetricsFile(run.session, purge_step)]
 
 
 def _slurm() -> list[SLURMEnvironment]:

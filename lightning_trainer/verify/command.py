@@ -42,17 +42,15 @@ _NOT_DETERMINISTIC = (
     "kernels that are not deterministic: try again with `--trainer.deterministic true`"
 )
 
+_STATE = "give it `state_dict` and `load_state_dict`"
+_OWN_LOADER = f"leave it to `BaseDataModule`, or {_STATE}"
 # The usual causes, by the first difference.
 _CAUSES = {
-    "order": (
-        "a data loader of your own that starts again from its beginning: leave it to "
-        "`BaseDataModule`, or give it `state_dict` and `load_state_dict`",
-    ),
+    "order": (f"a data loader of your own that starts again from its beginning: {_OWN_LOADER}",),
     "samples": (
         "a dataset or transform with a random generator of its own, or any other state: draw from "
         "torch, numpy.random or random, which are seeded for each sample",
-        "a data loader of your own: leave it to `BaseDataModule`, or give it `state_dict` and "
-        "`load_state_dict`",
+        f"a data loader of your own: {_OWN_LOADER}",
     ),
     "loss": (
         "state that no checkpoint holds (a counter, a list, a random generator of the module's "
@@ -60,8 +58,7 @@ _CAUSES = {
         _NOT_DETERMINISTIC,
     ),
     "weights": (
-        "an optimiser, a scheduler or a callback with state that no checkpoint holds: give it "
-        "`state_dict` and `load_state_dict`",
+        f"an optimiser, a scheduler or a callback with state that no checkpoint holds: {_STATE}",
         _NOT_DETERMINISTIC,
     ),
     "scores": (
@@ -75,8 +72,7 @@ _CAUSES_BEFORE_RESTART = (
     _NOT_DETERMINISTIC,
 )
 _CAUSES_IN_FILES = (
-    "a callback, logger or scheduler with state that no checkpoint holds: give it `state_dict` and "
-    "`load_state_dict`",
+    f"a callback, logger or scheduler with state that no checkpoint holds: {_STATE}",
 )
 
 

@@ -1,4 +1,4 @@
-"""As cli.py: python -m lightning_trainer fit --config configs/digits.yaml."""
+"""Runs as cli.py does: python -m lightning_trainer fit --config configs/digits.yaml."""
 
 from lightning_trainer.main import main
 

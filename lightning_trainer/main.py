@@ -1,12 +1,9 @@
-"""Which command runs; imports no more than that one needs.
-
-python cli.py fit --config configs/digits.yaml
-python cli.py sessions
-"""
+"""Runs one command, and imports only its code: python cli.py fit --config configs/digits.yaml."""
 
 import gc
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +15,7 @@ VERSION = "0.1.0"  # of a checkout that is not installed
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line.
-
-    Args:
-        args: Without the program's name; by default that of the process.
-    """
+    """Runs the command line `args` (without the program's name), by default the process's own."""
     argv = sys.argv[1:] if args is None else list(args)
     line = CommandLine.read(argv)
     if line.command not in COMMANDS:
@@ -31,7 +24,7 @@ def main(args: Sequence[str] | None = None) -> None:
     command = COMMANDS[line.command]
     if command.takes_configs:
         _check_config_files(line)
-    gc.disable()  # looking for garbage, of which imports make little, took a sixth of their time
+    gc.disable()  # imports make little garbage; the search for it took a sixth of their time
     run = command.load()
     gc.enable()
     if command.is_lightnings:
@@ -42,13 +35,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _answer(line: CommandLine) -> None:
-    """What needs no command, or says which there are."""
+    """Answers `--help` and `--version`; refuses a command line without a known command."""
     parser = CommandParser()
     first = line.command or (line.others[0] if line.others else "")
     if first in ("-h", "--help"):
         print(help_text(), end="")
     elif first == "--version":
-        print(f"lightning_trainer {_version()}")
+        version = VERSION
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version("lightning_trainer")
+        print(f"lightning_trainer {version}")
     elif line.command:
         near = get_close_matches(first, COMMANDS)
         every = f": the commands are {', '.join(COMMANDS)}"
@@ -60,34 +56,24 @@ def _answer(line: CommandLine) -> None:
         parser.error(f"no command before the options: give one, e.g. `fit`{did_you_mean(near)}")
 
 
-def _version() -> str:
-    try:
-        return metadata.version("lightning_trainer")
-    except metadata.PackageNotFoundError:
-        return VERSION
-
-
 def _check_config_files(line: CommandLine) -> None:
-    """Refuses files that can't be read, before the seconds that torch takes."""
+    """Refuses missing and damaged files, before the import of torch takes seconds."""
     for name in line.configs:
         is_yaml_itself = ": " in name or "{" in name
         is_local = name.endswith((".yaml", ".yml")) and "://" not in name
-        if not is_local or is_yaml_itself:
-            continue
-        path = Path(name).expanduser()
-        fault = _syntax_error(path) if path.exists() else ": there is no such file"
-        if fault:
+        if is_local and not is_yaml_itself and (fault := _find_fault(Path(name).expanduser())):
             CommandParser(line.command).error(f"`--config` is {name!r}{fault}")
 
 
-def _syntax_error(path: Path) -> str:
-    """Where and why a file is not YAML; empty if it is, or can't be read."""
+def _find_fault(path: Path) -> str:
+    """Why a file is missing or not YAML; empty if it is YAML or can't be read."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        list(yaml.parse(path.read_bytes(), Loader=loader))
-    except OSError:  # told by the parser
+        list(yaml.parse(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except (FileNotFoundError, NotADirectoryError):
+        return ": there is no such file"
+    except OSError:  # the command's own parser reports it
         return ""
     except yaml.MarkedYAMLError as ex:
         where = f" in line {ex.problem_mark.line + 1}" if ex.problem_mark else ""

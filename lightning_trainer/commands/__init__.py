@@ -1,1 +1,1 @@
-"""Looks at sessions, begins a project; imports no torch."""
+"""The commands that look at sessions or begin a project; imports no torch."""

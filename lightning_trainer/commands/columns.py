@@ -1,4 +1,4 @@
-"""What of sessions is shown in columns: what is known of each, and the settings that differ."""
+"""Chooses and sorts the columns of the table of sessions."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -9,15 +9,13 @@ from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.table import Column, show_value
 from lightning_trainer.session.record import NAME, Record
 
-# In which sessions may differ without it being worth a column: there is one, or it says nothing.
+# Settings that get no column of their own: another column has them, or they say nothing.
 _NOT_COMPARED = ("tag", "output_path", "ckpt_path", "weights_only", "trainer.max_steps")
+_ABSENT = object()
 
 
 def differing(records: Iterable[Record]) -> list[str]:
-    """The options in which sessions differ, those of the project first.
-
-    A session whose settings are not known differs in none.
-    """
+    """The options with differing values, the project's first; skips sessions without settings."""
     known = [record.settings for record in records if record.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
     found = [name for name in names if name not in _NOT_COMPARED and _differ(name, known)]
@@ -26,7 +24,7 @@ def differing(records: Iterable[Record]) -> list[str]:
 
 
 def _differ(name: str, known: list[dict[str, Any]]) -> bool:
-    """Whether an option has two values, or is missing where the class could have it."""
+    """Whether an option has two values, or is missing in a session with the same class."""
     values = [settings[name] for settings in known if name in settings]
     if any(value != values[0] for value in values):
         return True
@@ -35,11 +33,8 @@ def _differ(name: str, known: list[dict[str, Any]]) -> bool:
     return any(name not in s and s.get(class_path) in classes for s in known)
 
 
-_ABSENT = object()
-
-
 def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
-    """A session's values by the names of their columns; None where they are not known."""
+    """A session's values by column name; None for unknown ones."""
     return {
         "session": str(record.path),
         "tag": record.tag,
@@ -58,7 +53,7 @@ def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
 
 
 def sort(records: list[Record], column: str) -> list[Record]:
-    """Sorted by a column, those without a value last; -COLUMN puts the highest first.
+    """Sorts by a column, -COLUMN with the highest first; sessions without a value come last.
 
     Raises:
         ValueError: If there is no such column.
@@ -74,20 +69,21 @@ def sort(records: list[Record], column: str) -> list[Record]:
             name, [*columns, *(n.rpartition(".")[2] for n in options)]
         )
         raise ValueError(f"`--sort` is {column!r}: there is no such column{did_you_mean(near)}")
-    values = {id(record): row(record, options).get(name) for record in records}
-    known = [record for record in records if values[id(record)] is not None]
-    unknown = [record for record in records if values[id(record)] is None]
+
+    def value(record: Record) -> Any:
+        return row(record, options)[name]
 
     def key(record: Record) -> tuple[bool, Any]:
-        value = values[id(record)]
-        is_number = isinstance(value, int | float)
-        return not is_number, value if is_number else str(value)
+        is_number = isinstance(value(record), int | float)
+        return not is_number, value(record) if is_number else str(value(record))
 
+    known = [record for record in records if value(record) is not None]
+    unknown = [record for record in records if value(record) is None]
     return sorted(known, key=key, reverse=column.startswith("-")) + unknown
 
 
 def shown_columns(records: list[Record]) -> list[Column]:
-    """What a person wants to see, the most important first."""
+    """The columns for a person, the most important first."""
 
     def column(title: str, show: Callable[[Record], str | None], is_text: bool = False) -> Column:
         return Column(title, [show(record) or "-" for record in records], is_text)
@@ -111,7 +107,7 @@ def shown_columns(records: list[Record]) -> list[Column]:
 
 
 def _clock(hours: float) -> str:
-    """E.g. 1:02:03; a test run lasts seconds."""
+    """E.g. 1:02:03, with seconds for a test run's sake."""
     minutes, seconds = divmod(round(hours * 3600), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
@@ -122,7 +118,7 @@ def _iterations(record: Record) -> str:
 
 
 def _option_column(records: list[Record], option: str, options: list[str]) -> Column:
-    """Under the option's last word, if that says which one it is."""
+    """An option's column; its title is the option's last word where that is unique."""
     last = option.rpartition(".")[2]
     is_clear = sum(other.rpartition(".")[2] == last for other in options) == 1
     values = [record.settings.get(option, _ABSENT) for record in records]
@@ -133,14 +129,14 @@ def _option_column(records: list[Record], option: str, options: list[str]) -> Co
         _class_names([value] if is_class else value) or cell
         for value, cell in zip(values, cells, strict=True)
     ]
-    if len({*short}) == len({*cells}):  # the names of classes are enough
+    if len({*short}) == len({*cells}):  # class names without their modules are unique
         cells = short
     title = option.removesuffix(".class_path") if is_class else last if is_clear else option
     return Column(title, cells, is_text)
 
 
 def _class_names(value: Any) -> str:
-    """Of a list of classes, as of callbacks, their names; empty if it is none."""
+    """The names of a class or a list of classes, e.g. callbacks; empty for other values."""
     parts = value if isinstance(value, list) else [value]
     paths = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
     names = [path.rpartition(".")[2] for path in paths if isinstance(path, str) and "." in path]
@@ -148,7 +144,7 @@ def _class_names(value: Any) -> str:
 
 
 def short_names(records: list[Record]) -> list[str]:
-    """The folders' names, without what all have in common: the prefix and the machine."""
+    """The folders' names, without the prefix and, if all have the same, without the machine."""
     matches = [NAME.fullmatch(record.path.name) for record in records]
     machines = {match["machine"] if match else None for match in matches}
     prefix = f"session_{machines.pop()}_" if len(machines) == 1 and all(matches) else "session_"

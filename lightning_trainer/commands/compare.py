@@ -1,8 +1,4 @@
-"""What differs between sessions, and their curves over each other in one picture.
-
-python cli.py compare experiments/session_... experiments/session_...
-python cli.py compare baseline lr3e-3 --smooth 0.9
-"""
+"""Compares sessions in a table and a picture: python cli.py compare baseline lr3e-3."""
 
 import argparse
 import contextlib
@@ -19,16 +15,13 @@ from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 from lightning_trainer.session.record import Record
 
 _DESCRIPTION = (
-    """Shows scores and differing settings of sessions side by side, and draws their curves."""
+    "Shows scores and differing settings of sessions side by side, and draws their curves."
 )
+_MOST_NAMED = 5
 
 
 def compare(argv: list[str]) -> int:
-    """Runs the command; returns its exit code.
-
-    Args:
-        argv: Command line after `compare`.
-    """
+    """Runs the command with the words after `compare`; returns its exit code."""
     parser = _parser()
     options = parser.parse_args(argv)
     try:
@@ -93,15 +86,11 @@ def _weight(text: str) -> float:
 
 
 def find_records(names: list[str], folder: Path) -> list[Record]:
-    """The sessions that are meant, each once.
-
-    Args:
-        names: Folders, tags, or parts of sessions' names.
-        folder: Where tags and names are looked for.
+    """The sessions of folders and, looked for in `folder`, of tags and parts of names, each once.
 
     Raises:
         OSError: If the folder can't be read.
-        ValueError: If a name is that of no session.
+        ValueError: If no session has one of the names.
     """
     found: dict[Path, Record] = {}
     known: list[Record] = []
@@ -118,11 +107,10 @@ def find_records(names: list[str], folder: Path) -> list[Record]:
 
 
 def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
-    """Those with this tag, or else those with this text in the name of their folder."""
-    if tagged := [record for record in records if record.tag == name]:
-        return tagged
-    if named := [record for record in records if name in record.path.name]:
-        return named
+    """The sessions with this tag, or else with this text in their folder's name."""
+    tagged = [record for record in records if record.tag == name]
+    if found := tagged or [record for record in records if name in record.path.name]:
+        return found
     near = get_close_matches(name, {record.tag for record in records})
     raise ValueError(
         f"{name!r} is no session, nor a tag or a part of a session's name in {folder}"
@@ -131,7 +119,7 @@ def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
 
 
 def _labels(records: list[Record]) -> list[str]:
-    """The tags, or where one is that of several sessions, the names of their folders."""
+    """The unique tags; for sessions without one the names of their folders."""
     tags, paths = [record.tag for record in records], [str(record.path) for record in records]
     pairs = zip(tags, short_names(records), strict=True)
     labels = [tag if tag and tags.count(tag) == 1 else name for tag, name in pairs]
@@ -139,8 +127,8 @@ def _labels(records: list[Record]) -> list[str]:
 
 
 def _side_by_side(records: list[Record]) -> str:
-    """A column for each session, or a row where so many columns are wider than the terminal."""
-    rows = shown_columns(records)[1:]  # the label says which session it is
+    """A column for each session, or a row where the columns are too wide for the terminal."""
+    rows = shown_columns(records)[1:]  # the label replaces the first
     titles = Column("", [column.title for column in rows], is_text=True)
     cells = zip(*(column.cells for column in rows), strict=True)
     turned = [
@@ -151,14 +139,12 @@ def _side_by_side(records: list[Record]) -> str:
 
 
 def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dict[str, Curve]]:
-    """Each number's curves by session; says which session has none.
+    """Curves by number and session; prints which sessions have none.
 
-    Args:
-        records: The sessions.
-        names: The numbers; None for the loss and the scores.
+    Without names it takes the loss and the scores.
 
     Raises:
-        ValueError: If none of the sessions has such a number.
+        ValueError: If no session has logged one of the numbers.
     """
     scores = [record.score_name for record in records if record.score_name]
     wanted = list(dict.fromkeys(names or ["train/loss", *scores]))
@@ -174,10 +160,11 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
         for name in wanted
     }
     empty = [name for name in wanted if not drawn[name]]
-    if empty and (names or empty == wanted):  # else it is the score of one that failed too early
+    if empty and (names or empty == wanted):  # else a session failed before its first score
+        choice = f": there is {', '.join(logged)}" if logged else ", nor any other"
         raise ValueError(
             f"no session has logged the number {empty[0]!r}"
-            + (did_you_mean(get_close_matches(empty[0], logged)) or _choice(logged))
+            + (did_you_mean(get_close_matches(empty[0], logged)) or choice)
         )
     drawn = {name: curves for name, curves in drawn.items() if curves}
     for name, curves in drawn.items():
@@ -186,10 +173,3 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
             where = many if len(without) > _MOST_NAMED else ", ".join(without)
             print(f"No {name} in {where}", file=sys.stderr)
     return drawn
-
-
-_MOST_NAMED = 5
-
-
-def _choice(names: list[str]) -> str:
-    return f": there is {', '.join(names)}" if names else ", nor any other"

@@ -1,7 +1,4 @@
-"""Starts a project: files that train at once, to be changed hook by hook.
-
-python cli.py new NAME
-"""
+"""Starts a project from the templates: python cli.py new NAME."""
 
 import importlib.util
 import keyword
@@ -38,11 +35,7 @@ Last, prove that it goes on exactly where it is stopped:
 
 
 def new(argv: list[str]) -> int:
-    """Runs the command; returns its exit code.
-
-    Args:
-        argv: Command line after `new`.
-    """
+    """Runs the command with the words after `new`; returns its exit code."""
     parser = CommandParser("new", description=_DESCRIPTION)
     parser.add_argument("name", metavar="NAME", help="name of the project, e.g. segmentation")
     name = parser.parse_args(argv).name
@@ -63,11 +56,7 @@ def new(argv: list[str]) -> int:
 
 
 def check_name(name: str) -> None:
-    """Refuses a name that a project can't have.
-
-    Raises:
-        ValueError: Says why.
-    """
+    """Raises ValueError for a name that a project can't have."""
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name[0] == "_":
         raise ValueError(
             f"`NAME` is {name!r}: give a name for a Python package, i.e. letters, digits and _, "
@@ -82,11 +71,9 @@ def check_name(name: str) -> None:
 
 
 def _is_importable(name: str) -> bool:
-    """Whether there is a module or package of that name; folders without __init__.py are none."""
-    if name in sys.stdlib_module_names:
-        return True
+    """Whether a module has that name, or a folder with an __init__.py."""
     spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None
+    return name in sys.stdlib_module_names or (spec is not None and spec.origin is not None)
 
 
 def _check_place(name: str) -> None:
@@ -98,14 +85,10 @@ def _check_place(name: str) -> None:
 
 
 def project_files(name: str) -> dict[Path, str]:
-    """What a new project consists of: texts by path, from the package's templates."""
-    folder = Path("projects", name)
-    paths = {
-        "__init__.py": folder / "__init__.py",
-        "data.py": folder / "data.py",
-        "module.py": folder / "module.py",
-        "config.yaml": Path("configs", f"{name}.yaml"),
-    }
+    """The files of a new project, from the package's templates: text by path."""
+    files = ("__init__.py", "data.py", "module.py")
+    paths = {file: Path("projects", name, file) for file in files}
+    paths["config.yaml"] = Path("configs", f"{name}.yaml")
     templates = resources.files("lightning_trainer.commands") / "templates"
     class_name = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
     return {

@@ -1,4 +1,4 @@
-"""What a command line says, and errors in it, without torch."""
+"""Takes command lines apart and reports errors in them, without torch."""
 
 import argparse
 import re
@@ -13,24 +13,15 @@ _UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)")
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What is typed after `cli.py`, taken apart once.
+    """The words after `cli.py`."""
 
-    Attributes:
-        command: The first word; empty where an option comes first.
-        configs: The values of `--config`, in their order.
-        ckpt_path: The last value of `--ckpt_path`; empty without one.
-        others: All other words in their order, with `--ckpt_path`, and with an option of the two
-            that lacks its value.
-    """
-
-    command: str
-    configs: list[str]
-    ckpt_path: str
-    others: list[str]
+    command: str  # the first word; empty where an option comes first
+    configs: list[str]  # the values of `--config`, in their order
+    ckpt_path: str  # the last value of `--ckpt_path`; empty without one
+    others: list[str]  # all other words, also `--ckpt_path`, and `--config` without a value
 
     @classmethod
     def read(cls, argv: Sequence[str]) -> "CommandLine":
-        """Takes a command line apart; it may be wrong."""
         configs, paths, others = list[str](), [""], list[str]()
         words = list(reversed(argv))
         while words:
@@ -50,18 +41,14 @@ class CommandLine:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Says in one message what was wrong and where to read more, with exit code 2.
-
-    Args:
-        command: What is typed after `cli.py`; empty for the program itself.
-    """
+    """Parses the words after `cli.py COMMAND`; `command` is empty for the program itself."""
 
     def __init__(self, command: str = "", **kwargs: Any) -> None:
-        # No abbreviations: what they stand for changes with each new option.
+        # No abbreviations: each new option could change their meaning.
         super().__init__(prog=f"python cli.py {command}".strip(), allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message and exits with code 2."""
+        """Prints one message with near names and where to read more; exits with code 2."""
         if unknown := _UNKNOWN.match(message):
             options = re.findall(r"--?\w+", self.format_usage())
             message += did_you_mean(get_close_matches(unknown[1], options))
@@ -70,5 +57,5 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def did_you_mean(names: list[str]) -> str:
-    """The end of a message about an unknown name; empty without near ones."""
+    """The end of a message about an unknown name; empty without near names."""
     return f". Did you mean {' or '.join(f'`{name}`' for name in names)}?" if names else ""

@@ -1,4 +1,4 @@
-"""The commands: what each one does, how it is typed, and where its code is."""
+"""The table of the commands, and the help text that lists them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,32 +10,23 @@ _OF_LIGHTNING = "start.cli:run_trainer"
 
 @dataclass(frozen=True)
 class Command:
-    """One command of `cli.py`.
+    """One command of `cli.py`."""
 
-    Attributes:
-        name: What is typed.
-        place: Its function, as module:function; imported when the command is asked for.
-        summary: What it does, in a sentence.
-        examples: What `cli.py --help` shows: options, and what they do.
-    """
-
-    name: str
-    place: str
-    summary: str
-    examples: Mapping[str, str] = field(default_factory=dict)
+    name: str  # the word on the command line
+    place: str  # its function, as module:function
+    summary: str  # its description, one sentence
+    examples: Mapping[str, str] = field(default_factory=dict)  # for the help: options, and effect
 
     @property
     def is_lightnings(self) -> bool:
-        """Whether it is a method of Lightning's trainer."""
+        """Whether Lightning's trainer has a method of that name."""
         return self.place == _OF_LIGHTNING
 
     @property
     def takes_configs(self) -> bool:
-        """Whether `--config` names files."""
         return self.is_lightnings or self.name == "verify"
 
     def load(self) -> Callable[..., Any]:
-        """Imports its function."""
         module, _, name = self.place.partition(":")
         function: Callable[..., Any] = getattr(import_module(f"lightning_trainer.{module}"), name)
         return function

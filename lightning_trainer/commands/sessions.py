@@ -1,7 +1,4 @@
-"""A table of all sessions: how far, how good, how fast, and what differs between them.
-
-python cli.py sessions
-"""
+"""Lists all sessions with their progress, scores and differing settings: python cli.py sessions."""
 
 import argparse
 import contextlib
@@ -32,14 +29,10 @@ model.learning_rate, for short learning_rate
 
 
 def sessions(argv: list[str]) -> int:
-    """Runs the command; returns its exit code.
-
-    Args:
-        argv: Command line after `sessions`.
-    """
+    """Runs the command with the words after `sessions`; returns its exit code."""
     parser = _parser()
     words = iter(argv)
-    # argparse would take the value of `--sort -best` for an option.
+    # argparse would take the `-best` of `--sort -best` for an option.
     joined = [
         f"--sort={column}" if word == "--sort" and (column := next(words, "")) else word
         for word in words
@@ -47,11 +40,7 @@ def sessions(argv: list[str]) -> int:
     options = parser.parse_args(joined)
     try:
         records = [Record.read(path) for path in find_sessions(Path(options.folder))]
-        records = [
-            record
-            for record in records
-            if options.tag in record.tag and options.state in (None, record.state)
-        ]
+        records = [r for r in records if options.tag in r.tag and options.state in (None, r.state)]
         records = sort(records, options.sort)
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
@@ -94,10 +83,10 @@ def _parser() -> CommandParser:
 
 
 def find_sessions(folder: Path) -> list[Path]:
-    """The session folders in a folder and one level below it; or itself, if it is one.
+    """A session folder itself, or the session folders in a folder and one level below it.
 
     Raises:
-        OSError: If there is no such folder or it can't be read.
+        OSError: If the folder is missing or can't be read.
     """
     try:
         if is_session(folder):
@@ -108,13 +97,10 @@ def find_sessions(folder: Path) -> list[Path]:
             f"{str(folder)!r} can't be read ({ex.strerror}): give the folder that holds the "
             "sessions, as `fit` has it in `--output_path`"
         ) from ex
-    found = []
+    found: list[Path] = []
     for path in inside:
-        if is_session(path):
-            found.append(path)
-        else:
-            with contextlib.suppress(PermissionError):  # of someone else
-                found += [below for below in _folders(path) if is_session(below)]
+        with contextlib.suppress(PermissionError):  # another user's folder
+            found += [path] if is_session(path) else filter(is_session, _folders(path))
     return found
 
 
@@ -124,14 +110,13 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def is_session(path: Path) -> bool:
-    """Whether a folder is a session, which may have been renamed."""
+    """Whether a folder has a session's name, or its files where it was renamed."""
     files = ("config.yaml", "environment.yaml")
-    renamed = all(os.path.exists(path / name) for name in files)
-    return renamed or NAME.fullmatch(path.name) is not None
+    return bool(NAME.fullmatch(path.name)) or all(os.path.exists(path / name) for name in files)
 
 
 def format_records(records: list[Record], form: str) -> str:
-    """The sessions as csv, json, markdown or as a table for the terminal."""
+    """The sessions as "csv", "json", "markdown", or "table" (as wide as the terminal)."""
     options = differing(records)
     rows = [row(record, options) for record in records]
     if form == "json":
@@ -152,7 +137,7 @@ def format_records(records: list[Record], form: str) -> str:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity and no NaN."""
+    """The values with infinity and NaN as text, because JSON has neither."""
     return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -168,5 +153,5 @@ def _print(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; Python would complain at its exit
+    except BrokenPipeError:  # `| head` has ended; Python would print an error at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""A table as text: for a terminal of some width, or as markdown."""
+"""Formats a table for a terminal of some width, or as markdown."""
 
 import json
 from dataclasses import dataclass
@@ -10,44 +10,30 @@ _SHORTEST = 16  # characters that a shortened cell keeps
 
 @dataclass
 class Column:
-    """A column of a table.
-
-    Attributes:
-        title: What stands above it.
-        cells: From the first row to the last.
-        is_text: Whether it is aligned at its left and may be shortened there, where names are
-            most alike; a number is never shortened.
-    """
+    """A column of a table."""
 
     title: str
     cells: list[str]
+    # Aligned left, and shortened there, because names mostly differ at their ends; else a number.
     is_text: bool = False
 
     @property
     def width(self) -> int:
-        """Characters of the widest cell."""
         return max(len(text) for text in [self.title, *self.cells])
 
     @property
     def shortest(self) -> int:
-        """Characters that it needs at least."""
         return min(self.width, _SHORTEST) if self.is_text else self.width
 
     def lines(self, width: int) -> list[str]:
-        """Title and cells, all as wide."""
+        """Title and cells, padded or shortened to one width."""
         texts = [text if len(text) <= width else f"..{text[2 - width :]}"
                  for text in [self.title, *self.cells]]  # fmt: skip
         return [text.ljust(width) if self.is_text else text.rjust(width) for text in texts]
 
 
 def format_table(columns: list[Column], width: float) -> tuple[str, list[str]]:
-    """The table in a terminal of some width, with what does not fit in.
-
-    The last columns are left out where there is no room for them even if text is shortened.
-
-    Returns:
-        The table, and the titles of the columns that were left out.
-    """
+    """The table at a terminal's width, and the titles of the last columns if they don't fit in."""
     shown = list(columns)
     while len(shown) > 1 and _total([column.shortest for column in shown]) > width:
         shown.pop()
@@ -65,7 +51,7 @@ def _total(widths: list[int]) -> int:
 
 
 def format_markdown(columns: list[Column]) -> str:
-    """The table for a document or an issue."""
+    """The table as markdown."""
     rules = ["---" if column.is_text else "---:" for column in columns]
     cells = [[column.title, rule, *column.cells]
              for column, rule in zip(columns, rules, strict=True)]  # fmt: skip
@@ -76,7 +62,7 @@ def format_markdown(columns: list[Column]) -> str:
 
 
 def show_value(value: Any) -> str:
-    """A value of a config as it would be typed, in one line."""
+    """A setting's value in one line, as on the command line."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):

@@ -1,1 +1,1 @@
-"""What a session folder is and how it is read; imports no torch."""
+"""The session folder: its files, and the readers and writers of them; imports no torch."""

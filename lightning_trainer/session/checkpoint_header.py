@@ -1,6 +1,6 @@
-"""What a checkpoint says of itself, and whether it is whole, without torch and in milliseconds.
+"""Reads a checkpoint's state and checks it for damage, without torch.
 
-A checkpoint is a zip file of `torch.save`, or if sharded a folder whose `meta.pt` is one.
+A checkpoint is a zip file of `torch.save`. A sharded one is a folder with such a file, `meta.pt`.
 """
 
 import io
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-KEY = "lightning_trainer"  # where a checkpoint carries the state of this library
-VERSION = 1  # of what lies there
+KEY = "lightning_trainer"  # the key of this library's state in a checkpoint
+VERSION = 1  # of that state's format
 
-# What `torch.load` makes with `weights_only` comes from these (torch 2.6 to 2.15).
+# The modules and functions that `torch.load` with `weights_only` accepts (torch 2.6 to 2.15).
 _SAFE_MODULES = (
     *("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse", "torch.storage"),
     *("torch.serialization", "torch.nn.parameter", "torch._tensor", "torch._utils"),
@@ -26,19 +26,17 @@ _SAFE = (
     *("builtins.set", "builtins.complex", "builtins.bytearray"),
 )
 
-# The records at the end of torch's zip files: "end of central directory" of zip64, its locator, and
-# after these 22 bytes of the old format (APPNOTE.TXT of PKWARE, 4.3.14 to 4.3.16).
+# The end of torch's zip files: zip64's "end of central directory", its locator, and 22 bytes in the
+# old format (APPNOTE.TXT of PKWARE, 4.3.14 to 4.3.16).
 _END = struct.Struct("<4sQHHIIQQQQ4sIQI")
-_END_BYTES = _END.size + 22
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """A checkpoint of Lightning, with a placeholder for each tensor.
-
-    Nothing in it is executed. The tensors' data is neither read nor checked.
+    """A checkpoint of Lightning with a placeholder for each tensor; executes nothing in it.
 
     Raises:
-        ValueError: If it is damaged, has no training state, or holds what can't be loaded safely.
+        ValueError: If it is damaged, has no training state, or holds an object of an unsafe class.
+            The tensors' data is not checked.
     """
     try:
         with zipfile.ZipFile(path / "meta.pt" if path.is_dir() else path) as archive:
@@ -58,7 +56,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 class _Placeholder:
-    """Stands for a tensor, and for all else that torch would make."""
+    """Takes the place of a tensor or another object of torch."""
 
     def __init__(self, *args: Any) -> None: ...
 
@@ -67,7 +65,7 @@ class _Placeholder:
 
 class _Structure(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{module}.{name}".replace("__builtin__", "builtins")  # of Python 2
+        full_name = f"{module}.{name}".replace("__builtin__", "builtins")  # Python 2's name
         is_sharded = module.startswith("torch.distributed.")
         if not (is_sharded or module in _SAFE_MODULES or full_name in _SAFE):
             raise pickle.UnpicklingError(f"it holds `{full_name}`, which is not loaded")
@@ -78,10 +76,10 @@ class _Structure(pickle.Unpickler):
 
 
 def layer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of this library in a checkpoint; empty if another program has written it.
+    """This library's state in a checkpoint; empty if another program has written the checkpoint.
 
-    `version`, `settings`, `validated` (whether a validation that was due there has run), `best`
-    (`name`, `mode`, `score`, `iteration`, or None), `times`, `losses`, `train_metrics` and
+    Its keys are `version`, `settings`, `validated` (whether the validation due there has run),
+    `best` (None, or `name`, `mode`, `score`, `iteration`), `times`, `losses`, `train_metrics` and
     `optimiser`.
 
     Raises:
@@ -98,7 +96,7 @@ def layer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _state_of_0_1_0(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The same from a checkpoint of version 0.1.0, which had a key for each callback."""
+    """The same state from a checkpoint of version 0.1.0, where each callback had a key."""
     if "session_config" not in checkpoint:
         return {}
     report = part(checkpoint, "callbacks", "ReportEvaluation")
@@ -117,7 +115,7 @@ def _state_of_0_1_0(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def part(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The mapping below some keys; empty if there is none."""
+    """The mapping at a path of keys; empty if there is none."""
     for key in keys:
         value = mapping.get(key)
         mapping = value if isinstance(value, Mapping) else {}
@@ -125,20 +123,12 @@ def part(mapping: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def progress(header: Mapping[str, Any]) -> tuple[int, bool]:
-    """Iterations done, and whether a validation that was due there has run.
-
-    Raises:
-        ValueError: If a newer version of this library has written it.
-    """
+    """Iterations done, and whether the validation due there has run; raises as `layer_state`."""
     return header["global_step"], layer_state(header).get("validated", True)
 
 
 def reach(path: Path) -> tuple[int, bool] | str:
-    """How far a checkpoint has come, as `progress` says it; as text why that can't be read.
-
-    Raises:
-        ValueError: If a newer version of this library has written it.
-    """
+    """A checkpoint's `progress`, or the reason why it can't be read; raises as `layer_state`."""
     try:
         header = read_header(path)
     except ValueError:
@@ -147,10 +137,10 @@ def reach(path: Path) -> tuple[int, bool] | str:
 
 
 def find_fault(path: str | os.PathLike[str]) -> str | None:
-    """What is wrong with a checkpoint file, or None: each record in it has a CRC-32.
+    """The damage of a checkpoint, or None if it is whole.
 
-    Reads all of it, about 1 GB/s. A folder (a sharded checkpoint) needs only its metadata, which is
-    written last.
+    Reads the whole file (about 1 GB/s), because each record has a CRC-32. A sharded checkpoint only
+    needs its metadata, which is written last.
     """
     path = Path(path)
     try:
@@ -171,24 +161,24 @@ def find_fault(path: str | os.PathLike[str]) -> str | None:
 
 
 def _is_plain(entry: zipfile.ZipInfo) -> bool:
-    """Whether an entry is as torch reads it: not compressed, encrypted, split or a folder."""
+    """Whether torch can read an entry: not compressed, encrypted, split or a folder."""
     hidden, folder = entry.flag_bits & 0x2000, entry.external_attr & 0x10
     sizes_differ = entry.file_size != entry.compress_size
     return not (sizes_differ or entry.compress_type or entry.volume or hidden or folder)
 
 
 def _is_directory_whole(file: BinaryIO, entries: list[zipfile.ZipInfo]) -> bool:
-    """Whether the directory agrees with the records after it; both have no checksum.
+    """Whether the directory agrees with the records after it, which have no checksum.
 
-    Python overlooks what torch refuses. Files that torch has not written lack these records.
+    Python ignores contradictions that torch refuses. Only torch's own files have these records.
     """
-    at = file.seek(-_END_BYTES, os.SEEK_END)
+    at = file.seek(-_END.size - 22, os.SEEK_END)
     name, *found = _END.unpack(file.read(_END.size))
     if name != b"PK\6\6":
         return True
     last = entries[-1]
     lengths = len(last.filename.encode()), len(last.extra), len(last.comment)
-    file.seek(at - sum(lengths) - 18)  # of the 46 bytes before them
+    file.seek(at - sum(lengths) - 18)  # the last 18 of the entry's 46 fixed bytes
     start, n = found[8], len(entries)
     sizes = [44, *found[1:3], 0, 0, n, n, at - start, start]
     same = found == [*sizes, b"PK\6\7", 0, at, 1]

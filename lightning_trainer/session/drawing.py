@@ -1,6 +1,6 @@
-"""Curves over each other, of several sessions or of one, in a picture that can be printed.
+"""Draws the curves of one or several sessions into one picture.
 
-A run draws its curves.png in a process of its own, because matplotlib takes about a second:
+A run draws its curves.png in another process, because matplotlib takes about a second:
 
 python -m lightning_trainer.session.drawing FOLDER val/accuracy 0.981 300
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    os.nice(19)  # before the slow imports: training goes on as before
+    os.nice(19)  # before the slow imports, which would slow training down
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,13 +26,13 @@ from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 
 Array = NDArray[Any]
 
-# Told apart also by the colour-blind: M. Okabe and K. Ito, "Color Universal Design", 2008, without
-# yellow, which is lost on white paper. Seven colours and four styles: 28 different lines.
+# The colour-blind can tell these apart: M. Okabe and K. Ito, "Color Universal Design", 2008. Yellow
+# is left out: it is invisible on paper. Seven colours and four styles make 28 different lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_FEW_POINTS = 30
-_FEW_CURVES = 4
+_FEW_POINTS = 30  # get markers
+_FEW_CURVES = 4  # have their legend above the diagrams
 
 
 def draw_curves(
@@ -44,15 +44,15 @@ def draw_curves(
     """Draws one diagram for each number, with a curve for each session.
 
     Args:
-        numbers: Curves by the session's label, by the number's name.
-        smooth: Weight of the values before in a moving mean, from 0 to below 1; above 0 the curve
+        numbers: By the number's name and the session's label, its curve.
+        smooth: Weight of earlier values in a moving mean, from 0 to below 1. Above 0 the curve
             itself is drawn faintly.
-        output: The file; its ending says of which kind it is.
-        marks: Iteration and value of a point to mark, by the number's name.
+        output: The file; its suffix sets the format.
+        marks: By the number's name, iteration and value of a point to mark.
 
     Raises:
         OSError: If the file can't be written.
-        ValueError: If there is no such kind of file.
+        ValueError: If the format is not known.
     """
     labels = list(dict.fromkeys(label for curves in numbers.values() for label in curves))
     n_columns, n_rows = min(len(numbers), 2), math.ceil(len(numbers) / 2)
@@ -66,14 +66,9 @@ def draw_curves(
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
         if marks and name in marks:
             _mark(axes, *marks[name])
-    figure.legend(
-        [*lines.values()],
-        [*lines],
-        loc="outside right upper" if beside else "outside upper center",
-        ncols=1 if beside else len(labels),
-        handlelength=3,
-        frameon=False,
-    )
+    place, n_legend = ("right upper", 1) if beside else ("upper center", len(labels))
+    legend: dict[str, Any] = {"loc": f"outside {place}", "ncols": n_legend}
+    figure.legend([*lines.values()], [*lines], handlelength=3, frameon=False, **legend)
     figure.savefig(output)
 
 
@@ -85,7 +80,7 @@ def _label(axes: Axes, name: str) -> Axes:
 
 
 def _draw_curve(axes: Axes, curve: Curve, smooth: float, n: int) -> Line2D:
-    """Draws the n-th session's curve; returns what the legend shows."""
+    """Draws the n-th session's curve; returns the line for the legend."""
     iterations, values = map(np.asarray, curve)
     colour, style = _COLOURS[n % len(_COLOURS)], _STYLES[n % len(_STYLES)]
     marker = _MARKERS[n % len(_MARKERS)] if len(values) <= _FEW_POINTS else ""
@@ -105,29 +100,20 @@ def _mark(axes: Axes, iteration: int, value: float) -> None:
 
 
 def smoothen(values: Array, weight: float) -> Array:
-    """The exponential moving mean, without the pull to zero that its first values would have.
-
-    NaN and infinity stay as they are and do not count.
-    """
-    smooth, mean, sum_of_weights = np.empty(len(values)), 0.0, 0.0
+    """The exponential moving mean, corrected for its start at zero; keeps NaN and infinity."""
+    smooth, mean, sum_of_weights = values.astype(float), 0.0, 0.0
     for i, value in enumerate(values):
         if math.isfinite(value):
             mean = weight * mean + (1 - weight) * value
             sum_of_weights = weight * sum_of_weights + (1 - weight)
-        smooth[i] = mean / sum_of_weights if math.isfinite(value) else value
+            smooth[i] = mean / sum_of_weights
     return smooth
 
 
 def draw_session(folder: Path, score_key: str, best: tuple[int, float] | None) -> None:
-    """Draws curves.png: loss and score of training and validation over the iterations.
+    """Draws a session's curves.png: loss and score of training and validation.
 
-    Args:
-        folder: Of the session.
-        score_key: Name of the score, e.g. "val/accuracy".
-        best: Iteration and value of the best score, which is marked.
-
-    Raises:
-        OSError: If the file can't be written.
+    `score_key` is e.g. "val/accuracy". `best` is iteration and value of the best score, to mark.
     """
     score = score_key.removeprefix("val/")
     keys = {name: [f"train/{name}", f"val/{name}"] for name in ("loss", score)}
@@ -136,16 +122,12 @@ def draw_session(folder: Path, score_key: str, best: tuple[int, float] | None) -
         name: {key.removesuffix(f"/{name}"): curves[key] for key in of_modes if key in curves}
         for name, of_modes in keys.items()
     }
-    numbers = {name: of_modes for name, of_modes in numbers.items() if of_modes}
-    if numbers:
+    if numbers := {name: of_modes for name, of_modes in numbers.items() if of_modes}:
         part = folder / "curves.tmp.png"
         draw_curves(numbers, 0.0, part, {score: best} if best else {})
         part.replace(folder / "curves.png")
 
 
-def _draw_of_arguments(folder: str, score_key: str, *best: str) -> None:
-    draw_session(Path(folder), score_key, (int(best[1]), float(best[0])) if best else None)
-
-
 if __name__ == "__main__":
-    _draw_of_arguments(*sys.argv[1:])
+    _folder, _key, *_best = sys.argv[1:]
+    draw_session(Path(_folder), _key, (int(_best[1]), float(_best[0])) if _best else None)

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its contents, its checkpoints."""
+"""Makes and finds session folders, and reads and writes the files in them."""
 
 import contextlib
 import itertools
@@ -23,10 +23,10 @@ _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
 
 
 class Session:
-    """A session folder. The path is all its state, so it may be moved or renamed between runs.
+    """A session folder, which may be moved or renamed between runs: its path is its only state.
 
     Attributes:
-        path: The folder; empty in a process that has not been told yet.
+        path: The folder; empty in a process that does not know it yet.
     """
 
     def __init__(self, path: str | os.PathLike[str] = "") -> None:
@@ -36,7 +36,7 @@ class Session:
     def create(cls, output_path: str, tag: str) -> "Session":
         """Makes `output_path/session_{machine}_{YYYY_MM_DD_HH_MM_SS}_{tag}`.
 
-        Two runs that start in the same second get a folder each: the second one's name ends in _2.
+        A second run that starts in the same second gets a name that ends in _2.
 
         Raises:
             ValueError: If the tag can't be part of a folder's name.
@@ -61,7 +61,7 @@ class Session:
 
     @classmethod
     def around(cls, path: str | os.PathLike[str]) -> "Session | None":
-        """The session that `path` is, or that the checkpoint `path` lies in, if any."""
+        """The session of a session folder or of a checkpoint in one; None for other paths."""
         path = Path(path)
         if path.joinpath("config.yaml").is_file():
             return cls(path)
@@ -72,7 +72,7 @@ class Session:
 
     @classmethod
     def of_job(cls, output_path: str, job_id: str | None, command: str) -> "Session | None":
-        """The newest session that a scheduler's job started by this command, if any."""
+        """The newest session that a scheduler's job started by this command; None without one."""
         for path in sorted(Path(output_path).glob("*/environment.yaml"), reverse=True):
             recorded = read_yaml(path) or {}
             if job_id and (recorded.get("job_id"), recorded.get("command")) == (job_id, command):
@@ -81,47 +81,41 @@ class Session:
 
     @property
     def config(self) -> Path:
-        """Every setting as resolved."""
         return self.path / "config.yaml"
 
     @property
     def environment(self) -> Path:
-        """Where and with what the run was started, and started again."""
         return self.path / "environment.yaml"
 
     @property
     def last_checkpoint(self) -> Path:
-        """Where to go on from."""
         return self.path / "checkpoints" / "last.ckpt"
 
     @property
     def best_checkpoint(self) -> Path:
-        """The weights of the best validation score."""
         return self.path / "checkpoints" / "best.ckpt"
 
     def log(self, rank: int = 0) -> Path:
-        """What the terminal showed, of one process."""
+        """The copy of one process's terminal output."""
         return self.path / (f"log_rank{rank}.txt" if rank else "log.txt")
 
     def find_checkpoint(self, best: bool) -> tuple[Path, list[str]]:
-        """The checkpoint to test (`best`), or else to go on from.
+        """The undamaged checkpoint to use.
 
         Args:
-            best: Whether best.ckpt is wanted, and last.ckpt only if there is no other; else the one
-                that has come furthest.
+            best: Prefers best.ckpt to last.ckpt; else prefers the one with more iterations.
 
         Returns:
-            The path, and for each one that should have come before it, why it was passed over.
+            The path, and for each preferred checkpoint that can't be used its path and damage.
 
         Raises:
             FileNotFoundError: If there is none.
             ValueError: If a newer version of this library has written one.
         """
-        existing = [p for p in (self.best_checkpoint, self.last_checkpoint) if p.exists()]
-        reached = {path: reach(path) for path in existing}
+        reached = {p: reach(p) for p in (self.best_checkpoint, self.last_checkpoint) if p.exists()}
+        existing = list(reached)
         if not best:
-            # Stable, so that last.ckpt comes first of two that have come equally far. One that
-            # can't be read may have come furthest.
+            # An unreadable one may have the most iterations. At equal ones last.ckpt comes first.
             far = {path: (math.inf,) if isinstance(r, str) else r for path, r in reached.items()}
             existing = sorted(reversed(existing), key=lambda path: far[path], reverse=True)
         faults: list[str] = []
@@ -138,11 +132,11 @@ class Session:
         )
 
     def read_config(self) -> dict[str, Any] | None:
-        """What config.yaml holds; None if it is damaged."""
+        """The settings in config.yaml; None if it is missing or damaged."""
         return read_yaml(self.config)
 
     def write_config(self, text: str) -> None:
-        """Writes config.yaml; an earlier one with other settings is kept as config_1.yaml, ..."""
+        """Writes config.yaml; keeps an earlier one with other settings as config_1.yaml, ..."""
         text = f"# python cli.py fit --config {self.config.name}\n{text}"
         if self.config.exists() and self.config.read_text() != text:
             shutil.copyfile(self.config, _unused(self.path, "config_{}.yaml"))
@@ -151,48 +145,36 @@ class Session:
     def record_environment(self, now: dict[str, Any], patch: str) -> list[str]:
         """Writes environment.yaml and, where the code differs from its commit, uncommitted.patch.
 
-        A session that goes on keeps what it was first started with; later starts are listed under
-        `restarts`.
+        The first start stays on top; later starts are listed under `restarts`.
 
         Args:
-            now: What the run is started with, as plain types.
+            now: This start's environment, as plain types.
             patch: The code's difference from its commit; may be empty.
 
         Returns:
-            What differs from the first start, a line each.
+            A line for each difference from the first start.
         """
         recorded = read_yaml(self.environment)
+        changes: list[str] = []
+        first, content = self.path / "uncommitted.patch", patch.encode(errors="surrogateescape")
+        path = _unused(self.path, "uncommitted_{}.patch") if first.exists() else first
+        is_new = not first.exists() or first.read_bytes() != content
+        if content and (recorded is None or is_new):
+            path.write_bytes(content)
         if recorded is None:
-            recorded, changes = now, []
-            self._write_patch(patch)
+            recorded = now
         else:
             changes = differences(_comparable(recorded), _comparable(now))
-            if self._patches() != patch and patch:
-                now["patch"] = self._write_patch(patch)
-                changes.append(f"uncommitted changes: see {now['patch']}")
+            if content and is_new:
+                now["patch"] = path.name
+                changes.append(f"uncommitted changes: see {path.name}")
             recorded.setdefault("restarts", []).append(now)
         replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
         return changes
 
-    def _patches(self) -> str:
-        path = self.path / "uncommitted.patch"
-        return path.read_bytes().decode(errors="surrogateescape") if path.exists() else ""
-
-    def _write_patch(self, patch: str) -> str:
-        path = self.path / "uncommitted.patch"
-        if path.exists():
-            path = _unused(self.path, "uncommitted_{}.patch")
-        if patch:
-            path.write_bytes(patch.encode(errors="surrogateescape"))
-        return path.name
-
 
 def check_tag(tag: str | None) -> None:
-    """Refuses a tag that can't be part of a folder's name.
-
-    Raises:
-        ValueError: Says what is allowed.
-    """
+    """Raises ValueError for a tag that can't be part of a folder's name."""
     if not _TAG.fullmatch(tag or ""):
         raise ValueError(
             f"`tag` is {tag!r}: use 1 to 100 letters, digits and any of _ . , = + @ - "
@@ -201,7 +183,7 @@ def check_tag(tag: str | None) -> None:
 
 
 def go_on_command(command: str, path: Path) -> str:
-    """What to type to run `command` (fit, test, ...) on a session folder."""
+    """The command line that runs `command` (fit, test, ...) on a session folder."""
     *module, script = program()
     script = script if module else os.path.relpath(script)
     return shlex.join(["python", *module, script, command, "--ckpt_path", str(path)])

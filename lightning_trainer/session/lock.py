@@ -1,27 +1,27 @@
-"""One process at a time writes into a session folder."""
+"""Lets one process at a time write into a session folder."""
 
 import contextlib
 import errno
 import fcntl
 import os
-import socket
 import struct
 import sys
-from datetime import datetime
 from pathlib import Path
+
+from lightning_trainer.session.run_record import now, process_name
 
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-# C's `struct flock`: its fields' types and where `l_type` stands among them.
+# C's `struct flock`: the types of its fields, and the position of `l_type`.
 _FLOCK, _TYPE_AT = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
 
 
 class SessionLock:
-    """A lock on a session folder that ends with its process, however that ends.
+    """A lock on a session folder, which the system releases at the end of the process.
 
-    A POSIX lock: one of `flock` is inherited by the data loader's workers, which outlive a killed
-    main process by seconds. Its trap: closing any descriptor of the file gives it back. The file
-    stays, because a lock on a file that another process may remove protects nothing.
+    It is a POSIX lock. The data loader's workers, which outlive a killed main process by seconds,
+    would inherit one of `flock`. Trap: closing any descriptor of the file releases the lock. The
+    file is never removed: a lock on a removed file protects nothing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,13 +29,12 @@ class SessionLock:
         self._file = -1
 
     def acquire(self, command: str) -> str | None:
-        """Takes the lock, unless another process has it. Without locks in the file system says so.
+        """Takes the lock for a command (fit, test, ...), unless another process has it.
 
-        Args:
-            command: What the process does (fit, test, ...), for the others to read.
+        Prints a warning where the file system has no locks.
 
         Returns:
-            Who has it, e.g. "process 7 on node1 (fit, since 2024-02-29T12:00:07+01:00)", or None.
+            None, or the other process: "process 7 on node1 (fit, since 2024-02-29T12:00:07+01:00)".
         """
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -51,17 +50,15 @@ class SessionLock:
                 "on with this session meanwhile",
                 file=sys.stderr,
             )
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        holder = f"process {os.getpid()} on {socket.gethostname()} ({command}, since {since})"
         os.ftruncate(file, 0)
-        os.write(file, holder.encode())
+        os.write(file, f"{process_name()} ({command}, since {now()})".encode())
         self._file = file
         return None
 
     def holder(self) -> str | None:
-        """Who has it, as `acquire` says it, or None; not for the process that has it.
+        """The other process that has the lock, as `acquire` returns it.
 
-        It is not taken even for a moment, in which a run that starts would be turned away.
+        Asks without taking the lock, which could turn a starting run away.
         """
         fields = [0] * 5
         fields[_TYPE_AT] = fcntl.F_WRLCK
@@ -72,11 +69,10 @@ class SessionLock:
         return None
 
     def is_held_for(self, command: str) -> bool:
-        """Whether a process has it that took it for this command."""
+        """Whether another process has taken the lock for this command."""
         return f" ({command}, since " in (self.holder() or "")
 
     def release(self) -> None:
-        """Gives it back; a second call does nothing."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,7 +1,7 @@
-"""metrics.csv: a row for each iteration at which anything was logged, a column for each name.
+"""Reads and writes metrics.csv: a row for each logged step, a column for each name.
 
-The first column is `step`. Damaged lines are passed over: a kill leaves a last line without its
-end, a power cut leaves zeros.
+The first column is `step`. A reader skips damaged lines: a kill leaves an incomplete last line, a
+power cut leaves zeros.
 """
 
 import contextlib
@@ -20,9 +20,7 @@ Curve = tuple[list[int], list[float]]  # iterations and values
 class MetricsReader:
     """Reads a metrics.csv, which may be missing, damaged, or being written.
 
-    Args:
-        path: The file.
-        ignored: Errors of the file system for which it counts as empty.
+    Errors of the kind `ignored` make it count as empty.
     """
 
     def __init__(self, path: Path, ignored: type[OSError] = OSError) -> None:
@@ -31,44 +29,40 @@ class MetricsReader:
 
     @property
     def names(self) -> list[str]:
-        """The logged names, in the order of the columns."""
         return next(self._lines(), [])[1:]
 
     def rows(self) -> Iterator[dict[str, str]]:
-        """Each whole row, as texts by the names of the columns."""
+        """Each undamaged row, as texts by column name."""
         lines = self._lines()
         columns = next(lines, [])
         for fields in lines:
             yield dict(zip(columns, fields, strict=True))
 
     def newest(self, name: str) -> tuple[int | None, float | None]:
-        """The highest step, and the newest value of a name, from the end of the file only."""
+        """The highest step, and the newest value of a name; reads only the end of the file."""
         lines = self._lines(only_tail=True)
         columns = next(lines, [])
         step = value = None
         for fields in lines:
-            # Not always the last row's: a test is logged at the best checkpoint's iteration.
+            # The last row may have a lower one: a test is logged at the best checkpoint's step.
             step = max(int(fields[0]), step or 0)
             if name in columns and (number := _number(fields[columns.index(name)])) is not None:
                 value = number
         return step, value
 
     def curves(self, names: Collection[str]) -> dict[str, Curve]:
-        """The whole curves of some names; those without values are left out."""
-        lines = self._lines()
-        columns = next(lines, [])
-        places = [(columns.index(name), name) for name in {*names} & {*columns[1:]}]
+        """The curves of the names; leaves out names without values."""
         curves: dict[str, Curve] = {}
-        for fields in lines:
-            for place, name in places:
-                if (number := _number(fields[place])) is not None:
+        for row in self.rows():
+            for name in {*names} - {"step"}:
+                if (number := _number(row.get(name, ""))) is not None:
                     iterations, values = curves.setdefault(name, ([], []))
-                    iterations.append(int(fields[0]))
+                    iterations.append(int(row["step"]))
                     values.append(number)
         return curves
 
     def _lines(self, only_tail: bool = False) -> Iterator[list[str]]:
-        """The columns, then the fields of each whole row, or of the last ones."""
+        """The columns, then the fields of each undamaged row, or only of the last ones."""
         with contextlib.suppress(self._ignored), self.path.open("rb") as file:
             columns = _split(file.readline())
             if columns[:1] != ["step"]:
@@ -77,7 +71,7 @@ class MetricsReader:
             start = file.tell()
             if only_tail and file.seek(0, 2) - _TAIL_BYTES > start:
                 file.seek(-_TAIL_BYTES, 2)
-                file.readline()  # a part of one
+                file.readline()  # the rest of a cut line
             else:
                 file.seek(start)
             for line in file:
@@ -87,7 +81,7 @@ class MetricsReader:
 
 
 def _split(line: bytes) -> list[str]:
-    """The fields of a line; none if it is damaged."""
+    """The fields of a line; empty if it is damaged."""
     if line.endswith(b"\n") and b"\0" not in line:
         with contextlib.suppress(csv.Error, StopIteration):
             return next(csv.reader([line.decode(errors="replace")]))
@@ -102,13 +96,10 @@ def _number(text: str) -> float | None:
 
 
 class MetricsWriter:
-    """Writes a metrics.csv, or goes on with one.
+    """Writes a metrics.csv, or goes on with one, each row at once.
 
-    A row is in the file at once. The file is written anew where a name is new.
-
-    Args:
-        path: The file.
-        purge_step: Rows from this step on, which an earlier start left, are dropped.
+    A new name makes it write the whole file again. It first drops an earlier start's rows from
+    `purge_step` on.
     """
 
     def __init__(self, path: Path, purge_step: int | None = None) -> None:
@@ -120,7 +111,7 @@ class MetricsWriter:
         self._last_offset = 0
 
     def add(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Adds to the row of a step, which is the last one or new.
+        """Adds numbers to the last row, or a new row.
 
         Raises:
             OSError: If the row can't be written, e.g. on a full disk; the next call writes it too.
@@ -146,7 +137,7 @@ class MetricsWriter:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def _rewrite(self, new: list[dict[str, Any]]) -> None:
-        """Writes the file's rows and new ones, of which the first may go on with the last row."""
+        """Writes the file again with new rows; the first may add to the file's last row."""
         reader = MetricsReader(self.path, ignored=FileNotFoundError)
         rows: list[dict[str, Any]] = [*reader.rows()]
         if self._purge_step is not None:

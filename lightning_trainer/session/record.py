@@ -1,4 +1,4 @@
-"""What a session folder says of its run, whatever state it is in."""
+"""Reads a session folder in any state: progress, score, speed and settings of its run."""
 
 import contextlib
 import os
@@ -17,54 +17,38 @@ from lightning_trainer.session.settings import flatten, read_yaml
 
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 
-NAME = re.compile(
-    r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)"  # of Session.create
-)
+# The name that `Session.create` gives a folder.
+NAME = re.compile(r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)")
 
 
 @dataclass
 class Record:
-    """What is known of a session; None where it is not.
-
-    Attributes:
-        path: The folder.
-        tag: Name of the experiment.
-        started: Date and time of the first start.
-        state: RUNNING, FINISHED, INTERRUPTED or FAILED.
-        iteration: Iterations done, also those after the last checkpoint.
-        max_steps: Iterations of the whole run; None if it ends by something else.
-        score_name: Name of the score among the logged numbers.
-        best_score: Best score so far.
-        best_iteration: Iterations done when it was reached.
-        examples_per_s: Over the run, validations and checkpoints left out.
-        hours: Time in training, over all starts.
-        commit: Of the newest start: seven digits, and + if something was uncommitted.
-        settings: Every setting by the name of its option, e.g. "model.learning_rate".
-    """
+    """The facts about a session; None where one is not known."""
 
     path: Path
-    tag: str
-    started: str
-    state: str = INTERRUPTED
-    iteration: int | None = None
-    max_steps: int | None = None
-    score_name: str | None = None
+    tag: str  # name of the experiment
+    started: str  # date and time of the first start
+    state: str = INTERRUPTED  # RUNNING, FINISHED, INTERRUPTED or FAILED
+    iteration: int | None = None  # iterations done, with those after the last checkpoint
+    max_steps: int | None = None  # iterations of the whole run; None if something else ends it
+    score_name: str | None = None  # name of the score among the logged numbers
     best_score: float | None = None
-    best_iteration: int | None = None
-    examples_per_s: float | None = None
-    hours: float | None = None
-    commit: str | None = None
+    best_iteration: int | None = None  # iterations done at the best score
+    examples_per_s: float | None = None  # without validations and checkpoints
+    hours: float | None = None  # time in training, over all starts
+    commit: str | None = None  # of the newest start: seven digits, and + for uncommitted changes
+    # Every setting by the name of its option, e.g. "model.learning_rate".
     settings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Record":
-        """Reads the folder; what is missing or damaged stays unknown."""
+        """Reads the folder; leaves out missing and damaged facts."""
         session, metrics = Session(path), MetricsReader(path / "metrics.csv")
         run, (saved, state) = RunRecord.read(path), _newest_checkpoint(session)
         config = session.read_config() or part(state, "settings")
         environment = read_yaml(session.environment) or {}
         named = NAME.fullmatch(path.name)
-        tag, started = (named["tag"], _iso(named["started"])) if named else (path.name, "")
+        tag, started = (named["tag"], _iso(named)) if named else (path.name, "")
         record = cls(
             path,
             tag=str(config.get("tag") or tag),
@@ -72,7 +56,7 @@ class Record:
             commit=_commit(environment),
             settings=flatten(config),
         )
-        # A session of its own may also be that of a test, of a checkpoint from elsewhere.
+        # A test of a foreign checkpoint also has a session.
         if run is None or run.command == "fit":
             ends = _natural(part(config, "trainer").get("max_steps"))
             record.max_steps = ends or (run.n_iterations if run else None)
@@ -81,8 +65,8 @@ class Record:
         record.iteration = max((n for n in reached if n is not None), default=None)
         record._add_times((run.times if run else None) or part(state, "times"), newest)
         best = part(state, "best")
-        best = {**best, "best": best.get("score")}
-        record._add_score((run.score if run else None) or best, metrics)
+        score = (run.score if run else None) or {**best, "best": best.get("score")}
+        record._add_score(score, metrics)
         record.state = record._find_state(run, saved, bool(state.get("validated", True)))
         return record
 
@@ -110,11 +94,11 @@ class Record:
                 self.best_iteration, self.best_score = max(points, key=lambda p: sign * p[1])
 
     def _find_state(self, run: RunRecord | None, saved: int | None, validated: bool) -> str:
-        """A lock can't lie, because it ends with its process; then the run's own word counts."""
+        """Trusts a lock first, because it ends with its process, then the run's own record."""
         commands = {"fit", run.command if run else "fit"}
         if any(map(SessionLock(self.path).is_held_for, commands)):
             return RUNNING
-        if os.path.exists(self.path / "failure.txt"):  # raises nothing in an unreadable folder
+        if os.path.exists(self.path / "failure.txt"):  # no error in an unreadable folder
             return FAILED
         if run and run.state in (FINISHED, INTERRUPTED, FAILED):
             return run.state
@@ -123,7 +107,7 @@ class Record:
 
 
 def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
-    """Iterations done at the newest checkpoint that can be read, and the state in it."""
+    """Iterations done at the newest readable checkpoint, and this library's state in it."""
     for path in (session.last_checkpoint, session.best_checkpoint):
         with contextlib.suppress(ValueError):
             header = read_header(path)
@@ -131,10 +115,9 @@ def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
     return None, {}
 
 
-def _iso(time: str) -> str:
-    """2024-02-29T12:00:07 of 2024_02_29_12_00_07."""
-    parts = time.split("_")
-    return f"{'-'.join(parts[:3])}T{':'.join(parts[3:])}"
+def _iso(name: re.Match[str]) -> str:
+    """The start in a folder's name as 2024-02-29T12:00:07."""
+    return "{}-{}-{}T{}:{}:{}".format(*name["started"].split("_"))
 
 
 def _number(value: Any) -> float | None:

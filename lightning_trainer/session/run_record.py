@@ -1,4 +1,4 @@
-"""run.json: what a run says of itself, for those who look at its folder."""
+"""Writes and reads run.json: a run's progress, score and end."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from lightning_trainer.session.settings import replace_text
 
 _NAME = "run.json"
 _VERSION = 1
-_MOST_BYTES = 2**20  # a file that is larger is damaged
+_MOST_BYTES = 2**20  # a larger file is damaged
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("version", "iteration", "pid"), (int,)),
     **dict.fromkeys(("command", "state", "reason", "by", "started", "updated", "host"), (str,)),
@@ -23,64 +23,45 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _now() -> str:
+def now() -> str:
+    """The local time with its zone, e.g. 2024-02-29T12:00:07+01:00."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """How far a run has come, how good and how fast it is, and why it ended.
-
-    Attributes:
-        command: "fit", "validate", "test" or "predict".
-        state: "running" also after a kill, which leaves no time to write.
-        reason: Why it ended, e.g. "all 600 iterations are done" or "ValueError: ...".
-        by: Who ended it, e.g. "signal", "process 1 on node1" or a callback's name.
-        iteration: Iterations done.
-        n_iterations: Iterations of the whole run; None if it ends by something else.
-        score: Its `name`, its `mode` ("max" or "min"), the `best` one and its `iteration`.
-        times: The fields of `RunTimes`.
-        started: When this start of the run began.
-        updated: When the file was written.
-        host: Name of the machine of the process that writes it.
-        pid: Of that process.
-    """
+    """The content of run.json."""
 
     version: int = _VERSION
-    command: str
+    command: str  # "fit", "validate", "test" or "predict"
+    # "running" also after a kill, which leaves no time to write.
     state: Literal["running", "finished", "interrupted", "failed"] = "running"
-    reason: str = ""
-    by: str = ""
-    iteration: int = 0
-    n_iterations: int | None = None
-    score: dict[str, Any] | None = None
-    times: dict[str, Any] = field(default_factory=dict)
-    started: str = field(default_factory=_now)
-    updated: str = ""
-    host: str = field(default_factory=socket.gethostname)
-    pid: int = field(default_factory=os.getpid)
+    reason: str = ""  # why the run ended, e.g. "all 600 iterations are done" or "ValueError: ..."
+    by: str = ""  # who ended it, e.g. "signal", "process 1 on node1" or a callback's name
+    iteration: int = 0  # iterations done
+    n_iterations: int | None = None  # iterations of the whole run; None if something else ends it
+    score: dict[str, Any] | None = None  # name, mode ("max" or "min"), best, its iteration
+    times: dict[str, Any] = field(default_factory=dict)  # the fields of `RunTimes`
+    started: str = field(default_factory=now)  # this start of the run
+    updated: str = ""  # the newest write
+    host: str = field(default_factory=socket.gethostname)  # machine of the writing process
+    pid: int = field(default_factory=os.getpid)  # id of the writing process
 
     def write(self, folder: Path) -> None:
-        """Replaces the file; a reader sees the old one or the new one.
-
-        Raises:
-            OSError: If it can't be written.
-        """
-        self.updated = _now()
+        self.updated = now()
         replace_text(folder / _NAME, json.dumps(asdict(self), indent=2) + "\n")
 
     def end(
         self, state: Literal["finished", "interrupted", "failed"], reason: str, by: str
     ) -> None:
-        """Notes how the run has ended."""
         self.state, self.reason, self.by = state, reason, by
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
-        """What a run has written; None if it is missing, damaged or of a newer version."""
+        """Reads a folder's run.json; None if it is missing, damaged or of a newer version."""
         try:
             with (folder / _NAME).open("rb") as file:
-                content = json.loads(file.read(_MOST_BYTES))  # the rest of a longer one is cut off
+                content = json.loads(file.read(_MOST_BYTES))  # a cut file is not JSON
         except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(content, dict) or content.get("version") != _VERSION:
@@ -91,21 +72,12 @@ class RunRecord:
 
 
 def note_failure(folder: Path, command: str, ex: BaseException, secrets: Iterable[str]) -> None:
-    """Notes an error that came before training had started, or that the run has noted itself.
-
-    A session that has come to its end stays so: nothing was left to do.
-
-    Args:
-        folder: The session's.
-        command: "fit", "test", ...
-        ex: The error.
-        secrets: Texts that the record must not show.
-    """
+    """Writes an error into the run.json of a session folder, unless the session has finished."""
     record = RunRecord.read(folder) or RunRecord(command=command)
     if record.state == "finished":
         return
     record.end("failed", describe(ex, secrets), process_name())
-    with contextlib.suppress(OSError):  # of a full disk, which may be the error
+    with contextlib.suppress(OSError):  # a full disk, which may be the error itself
         record.write(folder)
 
 

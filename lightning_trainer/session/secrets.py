@@ -1,15 +1,15 @@
-"""Passwords, keys and tokens stay out of the session folder."""
+"""Keeps passwords, keys and tokens out of the session folder."""
 
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-NOT_STORED = "<secret: not stored>"  # stands for a setting
-_HIDDEN = "***"  # stands for a part of a text
-_SHORTEST = 8  # characters; shorter ones would be found everywhere
+NOT_STORED = "<secret: not stored>"  # replaces a whole setting
+_HIDDEN = "***"  # replaces a part of a text
+_SHORTEST = 8  # characters; shorter secrets would match everywhere
 
-# The last words of a setting's name, or of a group that it is in.
+# The last words of the name of a setting, or of its group.
 _NAME = re.compile(
     r"(?:^|[._-])(?:password|passwd|secret|credentials|api[_-]?key|"
     r"(?:access|secret|private)[_-]key|(?:api|auth|access|hf)[_-]token)(?:\.|\+?$)",
@@ -22,10 +22,10 @@ _VARIABLE_WORDS = {
 
 
 def scrub(settings: Any) -> Any:
-    """Settings with a note in place of each secret; plain dicts, lists and tuples are copied.
+    """A copy of the settings with NOT_STORED in place of each secret.
 
-    A secret is a text whose name says so (`password`, `api_key`, `hf_token`, ..., but not `key` or
-    `pad_token`), or that has the value of an environment variable in it whose name does.
+    A text is a secret by its name (`password`, `api_key`, `hf_token`, ..., but not `key` or
+    `pad_token`), or if it has the value of an environment variable with such a name in it.
     """
     return _scrub(settings, "", _environment_secrets())
 
@@ -42,11 +42,7 @@ def _scrub(value: Any, name: str, secrets: Iterable[str]) -> Any:
 
 
 def check_complete(settings: Any) -> None:
-    """Refuses settings of which a secret was not stored.
-
-    Raises:
-        ValueError: Names each one, and the option that gives it again.
-    """
+    """Raises ValueError if a secret of the settings was not stored."""
     names = [name for name, text in _texts(settings) if text == NOT_STORED]
     # On the command line a class's arguments are named without it.
     options = [re.sub(r"\.init_args\b", "", name).lstrip(".") for name in names]
@@ -57,10 +53,10 @@ def check_complete(settings: Any) -> None:
 
 
 def secret_texts(settings: Any) -> list[str]:
-    """What `hide` is to hide: the secrets of the settings and of the environment."""
+    """The secrets of the settings and of the environment, for `hide`."""
     named = {text for name, text in _texts(settings) if _NAME.search(name)}
     texts = {text for text in named if len(text) >= _SHORTEST} | _environment_secrets()
-    return sorted(texts, key=len, reverse=True)  # one may be a part of another
+    return sorted(texts, key=len, reverse=True)  # a secret may be a part of a longer one
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
@@ -71,9 +67,9 @@ def hide(text: str, secrets: Iterable[str]) -> str:
 
 
 def hide_in_command(arguments: Sequence[str], secrets: Iterable[str]) -> list[str]:
-    """The arguments with *** in place of each secret, also of short ones whose option says so."""
+    """The arguments with *** in place of secrets and of all values of options like `--api_key`."""
     hidden: list[str] = []
-    follows = False  # whether the argument before it asks for a secret
+    follows = False  # whether the previous argument takes a secret
     for argument in arguments:
         name, equals, _ = argument.partition("=")
         is_option = argument.startswith("--")
@@ -88,7 +84,6 @@ def hide_in_command(arguments: Sequence[str], secrets: Iterable[str]) -> list[st
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """All texts, with their names."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, Mapping):
@@ -104,9 +99,9 @@ def _environment_secrets() -> set[str]:
         value
         for name, value in os.environ.items()
         if _VARIABLE_WORDS & {*name.upper().split("_")}
-        # The path of a key file is no secret.
+        # The path of a key file is not a secret.
         and not (os.path.isabs(value) and os.path.exists(value))
     )
-    # A private key has several lines, which a patch shows with a sign before each.
+    # Each line of a private key counts: a patch shows them with a sign before each.
     lines = (line.strip() for value in values for line in value.splitlines())
     return {line for line in lines if len(line) >= _SHORTEST}

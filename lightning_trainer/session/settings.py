@@ -1,4 +1,4 @@
-"""Settings: read from YAML and written as YAML, compared, and named as on the command line."""
+"""Reads, writes, compares and flattens settings, and replaces text files safely."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-# Ten times as fast, where PyYAML was built with it.
+# The C loader is ten times as fast; not every PyYAML has it.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -21,12 +21,12 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
 
 
 def dump_settings(settings: dict[str, Any]) -> str:
-    """Settings as YAML that jsonargparse reads back as they are."""
+    """Settings as YAML that jsonargparse reads back unchanged."""
     return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text such as 3e-3, a float to jsonargparse but not to PyYAML."""
+    """Quotes text such as 3e-3, which is a float to jsonargparse but not to PyYAML."""
 
 
 _Dumper.add_implicit_resolver(
@@ -37,14 +37,14 @@ _Dumper.add_implicit_resolver(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file. Other processes see the old text or the new one, never a part."""
+    """Writes a file; other processes see the old text or the new one, never a part."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One line `a.b: old -> new` for each key, at any depth, whose value differs."""
+    """One line `a.b: old -> new` for each differing value, at any depth."""
     lines: list[str] = []
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key), new.get(key)
@@ -56,10 +56,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of any depth by the names of their options, e.g. `model.width`; lists stay values.
-
-    A class is named `model.class_path`.
-    """
+    """Settings by the names of their options, e.g. `model.class_path`; does not flatten lists."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")

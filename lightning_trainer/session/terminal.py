@@ -1,4 +1,4 @@
-"""What the terminal shows also goes to a file, whoever wrote it and however the run ends.
+"""Copies all terminal output of a run into a file, even of a run that is killed.
 
     print, warning, traceback, C code, worker, child
         -> file descriptors 1 and 2
@@ -6,9 +6,9 @@
         -> helper process -> the terminal (bytes unchanged)
                           -> the file (bars as their last frame, no colours)
 
-The helper is a process and not a thread, because a thread dies with the last lines of a killed run,
-and because C code that fills the pipe while it holds the GIL would wait for that thread for ever.
-The helper is this file run as a script, so that its imports decide how soon a run can start.
+The helper is a process, because a thread would lose the last lines of a killed run. Also, C code
+that fills the pipe while it holds the GIL would wait for the thread for ever. The helper is this
+file, run as a script: each import here delays the start of a run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import termios
 import time
 
 PATIENCE_S = 3.0
-_LONGEST = 2**20  # bytes of one line that the helper keeps in memory
+_LONGEST = 2**20  # bytes of an unfinished line in the helper's memory
 
 _ESCAPE = re.compile(  # CSI (colours, cursor); OSC and the like (titles, links); the short ones
     rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])"
@@ -37,10 +37,9 @@ _UP = re.compile(rb"\x1b\[\d*A")
 
 
 class TerminalLog:
-    """What the terminal shows also goes to a file.
+    """Copies the terminal output of this process and its children to a file.
 
-    Covers this process and all that it starts, from `start` to `stop`; a context manager does both.
-    A process that it starts may have a log of its own and still appears in this one.
+    Works from `start` to `stop`, or as a context manager. A child may have another log of its own.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -58,11 +57,11 @@ class TerminalLog:
         self.stop()
 
     def start(self) -> None:
-        """Append to `path` from now until `stop`, which the end of the process calls too.
+        """Appends to `path` until `stop` or the end of the process.
 
         Raises:
-            OSError: `path` cannot be opened; its folder must exist.
-            RuntimeError: The helper cannot run.
+            OSError: If `path` can't be opened; its folder must exist.
+            RuntimeError: If the helper can't run.
         """
         if self._originals:
             return
@@ -80,10 +79,9 @@ class TerminalLog:
             os.close(log)
 
     def stop(self) -> None:
-        """Give the streams back and wait until all is written; a second call does nothing.
+        """Gives the streams back and waits until all is written, at most `PATIENCE_S`.
 
-        Waits `PATIENCE_S` at most: a process that outlives this one holds its stream open, and the
-        helper goes on serving it.
+        The helper goes on for processes that outlive this one.
         """
         # In a forked child the streams belong to the parent's log.
         if not self._originals or os.getpid() != self._owner:
@@ -103,7 +101,7 @@ class TerminalLog:
                 self._helper.wait(PATIENCE_S)
 
     def _divert(self, log: int) -> None:
-        # Two channels for one and the same file would mix up the order of its lines.
+        # Two channels to the same file would mix up the order of its lines.
         channels = (1,) if os.path.sameopenfile(1, 2) else (1, 2)
         ends = {fd: _open_ends(fd) for fd in channels}
         try:
@@ -112,11 +110,11 @@ class TerminalLog:
             for fd in self._originals:
                 os.dup2(ends.get(fd, ends[1])[1], fd)
         finally:
-            # The helper meets the end of the data only when nobody else holds a writer.
+            # The helper sees the end of the data only when all others have closed the writer.
             for reader, writer in ends.values():
                 os.close(reader)
                 os.close(writer)
-        # Python buffers whole blocks where it sees a pipe: a killed run would lose the last one.
+        # Python buffers a pipe by blocks: a killed run would lose the last block.
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper) and not stream.closed:
                 self._line_buffering.append((stream, stream.line_buffering))
@@ -126,12 +124,12 @@ class TerminalLog:
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         if stream is not None:
-            # What stands in for a stream may be closed, lack `flush`, or lead to a full disk.
+            # A replaced stream may be closed or lack `flush`; the disk may be full.
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 stream.flush()
-    # C code has a buffer too, which libc would empty only after `stop`, past the log.
+    # C code has a buffer too. libc would flush it only after `stop`, past the log.
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
-        import ctypes  # here, because the helper would pay for it
+        import ctypes  # not at the top, where it would delay the helper
 
         libc = ctypes.CDLL(None)
         libc.fflush(ctypes.c_void_p.in_dll(libc, "stdout"))
@@ -143,29 +141,29 @@ def _open_ends(fd: int) -> tuple[int, int]:
         return os.pipe()
     reader, writer = os.openpty()
     mode = termios.tcgetattr(writer)
-    mode[1] &= ~termios.OPOST  # the real terminal makes "\r\n" of "\n"; twice is once too often
+    mode[1] &= ~termios.OPOST  # only the real terminal shall turn "\n" into "\r\n"
     termios.tcsetattr(writer, termios.TCSANOW, mode)
     _copy_size(fd, writer)
     return reader, writer
 
 
 def _copy_size(source: int, target: int) -> bool:
-    """Give `target` the window size of `source`; whether that changed anything."""
+    """Gives `target` the window size of `source`; returns whether that changed anything."""
     try:
         size = fcntl.ioctl(source, termios.TIOCGWINSZ, bytes(8))
         if size == fcntl.ioctl(target, termios.TIOCGWINSZ, bytes(8)):
             return False
         fcntl.ioctl(target, termios.TIOCSWINSZ, size)
-    except OSError:  # a pipe, or a terminal that has gone
+    except OSError:  # a pipe, or a closed terminal
         return False
     return True
 
 
 def _start_helper(log: int, routes: dict[int, int]) -> subprocess.Popen[bytes]:
-    """Returns once the helper is deaf to signals and has all it needs."""
+    """Starts the helper; returns once it ignores signals and is ready."""
     fds = [log, *(end for route in routes.items() for end in route)]
     helper = subprocess.Popen(
-        # -I, or the modules beside this file would hide those of the standard library.
+        # -I, or the modules in this folder would hide the standard library's.
         [sys.executable, "-I", "-S", __file__, *map(str, fds)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -182,7 +180,7 @@ def _start_helper(log: int, routes: dict[int, int]) -> subprocess.Popen[bytes]:
 
 
 def _pump(log: int, routes: dict[int, int]) -> None:
-    """Serve every route, reader to original, until its last writer has gone."""
+    """Copies from each reader to its original and the log until the last writer has closed."""
     partial = dict.fromkeys(routes, b"")
     poll = select.poll()
     for reader in routes:
@@ -191,7 +189,7 @@ def _pump(log: int, routes: dict[int, int]) -> None:
         for reader, _ in poll.poll():
             try:
                 data = os.read(reader, 2**16)
-            except OSError:  # EIO: the way in which a pty ends
+            except OSError:  # EIO: the end of a pty
                 data = b""
             _write(routes[reader], data)
             if data:
@@ -208,15 +206,15 @@ def _write(fd: int, data: bytes) -> None:
     while rest:
         try:
             rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:  # another program made the terminal so, for all who share it
+        except BlockingIOError:  # another program has made the shared terminal non-blocking
             time.sleep(0.01)
-        except OSError:  # a full disk or a vanished terminal must not stop the other of the two
+        except OSError:  # the log must survive a closed terminal, the terminal a full disk
             return
 
 
 def _readable(pending: bytes) -> tuple[bytes, bytes]:
-    """The text to file, in whole lines, and the bytes which wait for the end of their line."""
-    # Beyond the limit a bar loses its old frames, and other text is filed as several lines.
+    """The whole lines for the file, and the bytes of an unfinished line."""
+    # Beyond the limit a bar loses its old frames, and other text becomes several lines.
     *lines, rest = pending.split(b"\n")
     if len(rest) > _LONGEST:
         rest = b"\r".join(rest.split(b"\r")[-2:])
@@ -227,14 +225,14 @@ def _readable(pending: bytes) -> tuple[bytes, bytes]:
 
 
 def _file_line(line: bytes) -> bytes:
-    # A bar below another one goes back up after each frame, and is soon drawn again: left out.
+    # Leaves out a bar below another one, which is drawn again after each frame.
     *below, here = _UP.split(line)
     frame = _last_frame(here)
     return frame + b"\n" if frame.strip() or not below else b""
 
 
 def _last_frame(line: bytes) -> bytes:
-    """The last text drawn on a row; a row that ends as erased keeps what it showed before."""
+    """The last text on a row, or the one before it was erased."""
     frames = [_ESCAPE.sub(b"", frame) for frame in _REDRAW.split(line)]
     return next((frame for frame in reversed(frames) if frame.strip()), frames[0])
 
@@ -243,7 +241,7 @@ def _run_helper(log: int, *ends: int) -> None:
     routes = dict(zip(ends[::2], ends[1::2], strict=True))
 
     def follow_size(*_: object) -> None:
-        # The others may have looked before the size of their pty was right: let them look again.
+        # Other processes may have read their pty's size too early: tell them to read it again.
         if any([_copy_size(original, reader) for reader, original in routes.items()]):
             os.kill(0, signal.SIGWINCH)
 

@@ -1,1 +1,1 @@
-"""From the command line to a run."""
+"""The way from the command line to a run."""

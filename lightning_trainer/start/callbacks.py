@@ -27,27 +27,27 @@ from lightning_trainer.run.state import RunState
 
 
 def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callback]:
-    """The built-in ones and those of the project."""
+    """The built-in callbacks of a run, and the project's (`added`)."""
     return [
         ShareSession(run),  # first: all others need the folder and the seed
-        KeepState(run),  # before whoever reads the iteration, and before others add their state
+        KeepState(run),  # before the readers of the iteration, and before others add their state
         SeedEachStep(run),  # before anything draws
         KeepTrainMetrics(run),
-        ValidationSchedule(run),  # decides before the line says how much time is left
+        ValidationSchedule(run),  # before the log line, which shows the time left
         ApplyChangedSettings(run),
         WarnOfInexactRestart(run),
         PrintProgress(run),
-        GuardAgainstNonFinite(run),  # before a validation is run in vain
-        ReportEvaluation(run),  # finds the best score, before anyone acts on it
+        GuardAgainstNonFinite(run),  # before a useless validation
+        ReportEvaluation(run),  # finds the best score before others use it
         EvaluationBar(run),
         CallVisualise(run),
-        *([SaveEnd(run)] if run.saves else []),  # before the project's end by changing the weights
-        LogHyperParameters(run),  # marks the run as successful once its end is saved
+        *([SaveEnd(run)] if run.saves else []),  # before a project's callback changes the weights
+        LogHyperParameters(run),  # marks the run as successful after its end is saved
         DrawCurves(run),
         WritePredictions(run),
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # of a run that is not refused
-        *added,  # what they do is in the checkpoint of the same batch
-        StopOnSignal(run),  # after all that an iteration does
-        *([SaveCheckpoints(run)] if run.saves else []),  # last; Lightning sees to it (Checkpoint)
+        *added,  # before the checkpoint of the same batch
+        StopOnSignal(run),  # at the end of an iteration
+        *([SaveCheckpoints(run)] if run.saves else []),  # Lightning moves a Checkpoint to the end
     ]

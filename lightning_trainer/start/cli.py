@@ -1,8 +1,4 @@
-"""SessionCLI: the options, the settings that count, and the order of a start.
-
-python cli.py fit --config configs/digits.yaml
-python cli.py fit --ckpt_path experiments/session_...
-"""
+"""Starts a run from its command line: python cli.py fit --config configs/digits.yaml."""
 
 import contextlib
 import os
@@ -28,34 +24,46 @@ from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings
+from lightning_trainer.session.terminal import TerminalLog
 from lightning_trainer.start.failure import FILE_NAME, report_failure
 from lightning_trainer.start.launch import is_first_process, random_seed
-from lightning_trainer.start.opening import Request, announce, log_terminal, open_folder, record
+from lightning_trainer.start.opening import Request, announce, open_folder, record
 from lightning_trainer.start.parser import SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
 from lightning_trainer.start.trainer import DEFAULTS, adapt, run_state, trainer_arguments
 
-# Options of the other commands, which `fit --config` on their session would not accept.
+# Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions")
+
+
+_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("tag", str, "run", "Name of the experiment."),
+    ("output_path", str, "experiments", "Folder that holds the session folders."),
+    ("save_minutes", float, 10.0, "Write last.ckpt at least this often, in minutes."),
+    (
+        *("on_non_finite", Literal["stop", "skip"], "stop"),
+        "When the loss is no number: end the run, or go back to last.ckpt and go on.",
+    ),
+    (
+        *("timeout_minutes", PositiveFloat, 30.0),
+        "How long processes wait for one that does not start or answer.",
+    ),
+)
 
 
 class SessionCLI(LightningCLI):
     """LightningCLI with a session folder for each run.
 
-    Lightning calls the methods below in the order of a start, in which they stand: options -> parse
-    -> folder -> project's classes -> trainer -> run.
-
-    Args:
-        argv: Command line without the program's name.
-        stack: Gets what gives the terminal and the folder back.
+    Lightning calls the methods below in their order: options -> parse -> folder -> project's
+    classes -> trainer -> run. `stack` gets the callbacks that give terminal and folder back.
     """
 
     parser: SessionParser
     session: Session
     restart: Restart | None = None
     request: Request
-    is_guest = False  # whether the folder belongs to another process, which is living
+    is_guest = False  # whether another process is using the folder
 
     def __init__(self, argv: list[str], stack: contextlib.ExitStack) -> None:
         self._argv, self._line, self._stack = argv, CommandLine.read(argv), stack
@@ -74,7 +82,7 @@ class SessionCLI(LightningCLI):
                 args=argv,
             )
         except Exception as ex:
-            # Printed here, while the terminal still goes into log.txt.
+            # Here the terminal still goes into log.txt.
             folder = self.session.path if hasattr(self, "session") else None
             report_failure(ex, folder, getattr(self, "trainer", None))
             writes = is_first_process() and not self.is_guest
@@ -83,41 +91,18 @@ class SessionCLI(LightningCLI):
             sys.exit(1)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the command that is asked for: to find the options of another takes 0.1 s."""
+        """Only the typed command: finding the options of another takes 0.1 s."""
         every = super().subcommands()
         return {name: every[name] for name in [self._line.command] if name in every} or every
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
-        parser.add_argument("--tag", type=str, default="run", help="Name of the experiment.")
-        parser.add_argument(
-            "--output_path",
-            type=str,
-            default="experiments",
-            help="Folder that holds the session folders.",
-        )
-        parser.add_argument(
-            "--save_minutes",
-            type=float,
-            default=10.0,
-            help="Write last.ckpt at least this often, in minutes.",
-        )
-        parser.add_argument(
-            "--on_non_finite",
-            type=Literal["stop", "skip"],
-            default="stop",
-            help="When the loss is no number: end the run, or go back to last.ckpt and go on.",
-        )
-        parser.add_argument(
-            "--timeout_minutes",
-            type=PositiveFloat,
-            default=30.0,
-            help="How long processes wait for one that does not start or answer.",
-        )
+        for name, kind, default, text in _OPTIONS:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         super().add_default_arguments_to_parser(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Reads a session's stored settings, then config files, then single options."""
+        """Reads the session's stored settings, config files and single options; later ones win."""
         line = self._line
         try:
             if line.ckpt_path and line.command in self.subcommands():
@@ -134,7 +119,7 @@ class SessionCLI(LightningCLI):
             check_settings(config, line.command, self.restart)
         except (OSError, ValueError) as ex:
             parser.error(str(ex))
-        # Else Lightning lets the checkpoint's hyper-parameters win over the command line.
+        # With a path here, Lightning would prefer the checkpoint's hyper-parameters.
         config.ckpt_path = None
         if isinstance(config.seed_everything, bool):
             stored = self.restart.config if self.restart else {}
@@ -144,7 +129,7 @@ class SessionCLI(LightningCLI):
         line = self._line
         files = [f"--config={name}" for name in line.configs]
         with _as_file(self.restart.config if self.restart else {}) as stored:
-            # Single options win over files, wherever they stand.
+            # Single options come last: they win over files.
             words = [*([line.command] if line.command else []), *stored, *files, *line.others]
             self.config = self.parser.parse_args(words)
         try:
@@ -159,38 +144,38 @@ class SessionCLI(LightningCLI):
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 
     def _of_requeued_job(self) -> Restart | None:
-        """What to go on from, where SLURM starts a job again with the same command line."""
+        """The newest checkpoint of a job that SLURM starts again with the same command line."""
         if int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
             return None
         config = self.config.fit
-        session = Session.of_job(config.output_path, job_id(), self._typed)
-        if session is None:
+        if not (session := Session.of_job(config.output_path, job_id(), self._typed)):
             return None
         try:
             restart = Restart.find(str(session.path), "fit", new_session=False)
         except (OSError, ValueError):  # stopped before its first checkpoint
             return None
         if not restart.is_before(config.trainer.max_steps):
-            # A job of several runs meets those again that it has done.
+            # A job of several runs repeats its finished ones too.
             print(f"{session.path} has ended before: nothing left to do")
             sys.exit(0)
         return restart
 
     def before_instantiate_classes(self) -> None:
-        """Opens the session folder; from here on the terminal is in log.txt."""
+        """Opens the session folder, and copies the terminal to log.txt from here on."""
         config, restart = self.config[self.subcommand], self.restart
         if restart:
             config.ckpt_path = str(restart.checkpoint)
         if "verbose" in config:
-            config.verbose = False  # Lightning's table would repeat what ReportEvaluation prints
-        request = Request(str(self.subcommand), self._typed, self._resolved(), restart)
-        self.request = request
+            config.verbose = False  # Lightning's table would repeat ReportEvaluation's
+        self.request = Request(str(self.subcommand), self._typed, self._resolved(), restart)
+        request = self.request
         try:
             self.session, self.is_guest = open_folder(request, self._stack)
         except ValueError as ex:
             self.parser.error(str(ex))
         if self.session.path.name and not self.is_guest:
-            log_terminal(self.session, int(os.environ.get("LOCAL_RANK", 0)), self._stack)
+            log = self.session.log(int(os.environ.get("LOCAL_RANK", 0)))
+            self._stack.enter_context(TerminalLog(log))
         if is_first_process():
             if not self.is_guest:
                 self.session.path.joinpath(FILE_NAME).unlink(missing_ok=True)
@@ -199,7 +184,7 @@ class SessionCLI(LightningCLI):
                 record(self.session, request)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Adds the session's loggers, callbacks and checkpoint writing to what the config names."""
+        """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""
         config = self.config_init[self.subcommand]
         run = run_state(config, self.session, self.request, self.is_guest, self._stack)
         own = trainer_arguments(config, run, self.request, self.is_guest)
@@ -213,17 +198,17 @@ class SessionCLI(LightningCLI):
 
 
 def run_trainer(args: list[str] | None = None) -> None:
-    """Runs the command line; what a user can cause ends in one line and a non-zero exit code."""
+    """Runs the command line; turns signals into their usual exit codes."""
     with contextlib.ExitStack() as stack:
         try:
             with quiet(), without_asking_for_gpus():
                 SessionCLI(sys.argv[1:] if args is None else args, stack)
         except KeyboardInterrupt:
             sys.exit(130)
-        except SIGTERMException:  # of Lightning, outside of training; its own exit code is 0
+        except SIGTERMException:  # Lightning raises it outside of training, and would exit with 0
             sys.exit(143)
         except SystemExit as ex:
-            # Lightning turns a Ctrl-C before and after training into its own exit code.
+            # Lightning has an exit code of its own for a Ctrl-C before and after training.
             if isinstance(ex.__context__, KeyboardInterrupt):
                 sys.exit(130)
             raise
@@ -231,7 +216,7 @@ def run_trainer(args: list[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _as_file(config: dict[str, Any]) -> Iterator[list[str]]:
-    """The arguments that read `config` from a file."""
+    """The arguments that read `config` from a temporary file."""
     if not config:
         yield []
         return

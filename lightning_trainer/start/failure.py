@@ -1,4 +1,4 @@
-"""Shows the failure of a run: one line or a traceback, of the process that failed first."""
+"""Prints the failure of a run, and in a run of several processes the first failure."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ FILE_NAME = "failure.txt"
 _OWN = Path(__file__).parent.parent
 _PYTHON = Path(traceback.__file__).parent
 
-# Faults of the machine, for which no line of code is to blame.
+# Faults of the machine, not of the code.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
 _PATIENCE_S = 3.0
@@ -35,13 +35,10 @@ _TIMED_OUT = (
 def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer | None) -> None:
     """Prints the error.
 
-    Where several processes take part, the one that fails first writes its error into failure.txt.
-    The others only lose contact with it. The first process prints that file as its last words.
+    In a run of several processes, the process that fails first writes its error into failure.txt.
+    The others only lose contact with it. Process 0 prints that file at its end.
 
-    Args:
-        ex: What was raised.
-        folder: The session's, if there is one yet.
-        trainer: If there is one yet.
+    The folder is None before there is one, and empty in a process that does not know it yet.
     """
     cause = root_cause(ex)
     text = f"error: {_message(cause)}\n"
@@ -49,15 +46,13 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
         text = f"error: {folder}: {cause}\n"
     if not _is_explained(cause):
         text = _traceback(cause)
-    # A process that has not been told the folder yet has an empty one.
     if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
         text = _of_first_failure(cause, text, folder / FILE_NAME, trainer)
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    print(text, end="", file=sys.stderr, flush=True)
 
 
 def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:
-    """The text that this process has to print; empty if another one prints it."""
+    """The text for this process to print; empty if another process prints it."""
     lost_contact = isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT)
     if "timed out" in str(cause).lower():
         text += _TIMED_OUT
@@ -69,10 +64,9 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
     if lost_contact and not file.exists():
         if trainer.is_global_zero:  # at once: Lightning's launcher may kill it within seconds
             shown = True
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        waited_until = time.monotonic() + _PATIENCE_S
-        while not file.exists() and time.monotonic() < waited_until:
+            print(text, end="", file=sys.stderr, flush=True)
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while not file.exists() and time.monotonic() < deadline_s:
             time.sleep(0.1)
     try:
         with file.open("x") as new:
@@ -86,10 +80,10 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
 
 
 def _is_explained(ex: BaseException) -> bool:
-    """Whether the message is enough, without a traceback.
+    """Whether the message needs no traceback.
 
-    It is for faults of the machine, for errors that the layer raises on purpose, and for those that
-    anyone raises on purpose before the first batch. The rest are faults in code.
+    So it is for faults of the machine, for every `raise` in this library, and for every `raise`
+    elsewhere before the first batch. All other errors are faults in code.
     """
     if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
         return True
@@ -102,7 +96,7 @@ def _is_explained(ex: BaseException) -> bool:
 
 
 def _message(ex: BaseException) -> str:
-    """The message, with the place in the project if a library raised it there."""
+    """The message, with the project's line if a library called there has raised it."""
     frames = traceback.extract_tb(ex.__traceback__)
     ours = [frame for frame in frames if _is_of_project(frame.filename)]
     if not (ours and _is_package(Path(frames[-1].filename))):
@@ -111,7 +105,7 @@ def _message(ex: BaseException) -> str:
 
 
 def _traceback(ex: BaseException) -> str:
-    """Begins in the project's code, if it is there: the calls above are always the same."""
+    """The traceback from the project's first frame on: the frames above are always the same."""
     begin = ex.__traceback__
     while begin is not None and not _is_of_project(begin.tb_frame.f_code.co_filename):
         begin = begin.tb_next
@@ -120,8 +114,7 @@ def _traceback(ex: BaseException) -> str:
 
 def _is_of_project(file: str) -> bool:
     path = Path(file)
-    is_library = path.is_relative_to(_OWN) or path.is_relative_to(_PYTHON) or _is_package(path)
-    return not is_library
+    return not (path.is_relative_to(_OWN) or path.is_relative_to(_PYTHON) or _is_package(path))
 
 
 def _is_package(path: Path) -> bool:

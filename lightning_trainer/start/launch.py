@@ -1,4 +1,4 @@
-"""Reads from the launchers' variables (Lightning's own, torchrun, SLURM) which process this is."""
+"""Reads the variables of the launchers (Lightning's own, torchrun, SLURM)."""
 
 import os
 import random
@@ -13,24 +13,24 @@ _PATIENCE_S = 5.0
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the one that started it, whatever it waits for.
+    """Ends this process soon after its parent, even while it waits for something.
 
-    Lightning ends the first process if one that it has started fails, but leaves those alone if the
-    first one fails or is killed: one that hangs would live on, and keep its device.
+    Lightning ends the first process when a child fails, but not a child when the first process
+    fails or is killed. A child that hangs would live on and keep its device.
     """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        time.sleep(_PATIENCE_S)  # it may have an error of its own to print
+        time.sleep(_PATIENCE_S)  # for this process to print its own error
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of all, by the launchers' variables."""
+    """Whether this is process 0 of all."""
     env = os.environ
     if "RANK" in env:
         return int(env["RANK"]) == 0
@@ -41,14 +41,14 @@ def is_first_process() -> bool:
 
 
 def random_seed() -> int:
-    """A seed that all processes share, to be kept in config.yaml."""
+    """A random seed, which Lightning's launcher passes on to the processes that it starts."""
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and "PL_GLOBAL_SEED" in os.environ:
         return int(os.environ["PL_GLOBAL_SEED"])
     return random.SystemRandom().randrange(2**32)
 
 
 def layout() -> dict[str, int]:
-    """Devices on each node, and nodes, where torchrun or srun has started the processes."""
+    """`devices` (per node) and `num_nodes` of processes that torchrun or srun has started."""
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         local, world = int(env["LOCAL_WORLD_SIZE"]), int(env["WORLD_SIZE"])
@@ -61,7 +61,7 @@ def layout() -> dict[str, int]:
 
 
 def n_processes(trainer: dict[str, Any]) -> int:
-    """How many processes take part, by the launchers' variables or the trainer's settings."""
+    """Number of processes, by the launchers' variables or the trainer's settings."""
     world = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS"))
     if world is not None:
         return int(world)
@@ -69,12 +69,12 @@ def n_processes(trainer: dict[str, Any]) -> int:
 
 
 def _n_devices(devices: Any, accelerator: Any) -> int:
-    """As Lightning reads them: a number, those listed ("0,1"), or all ("auto", -1)."""
+    """Reads `devices` as Lightning does: a number, a list ("0,1"), or all ("auto", -1)."""
     if isinstance(devices, str) and "," in devices:
         devices = [number for number in devices.split(",") if number]
     if isinstance(devices, list):
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return 1 if accelerator == "cpu" else max(torch.cuda.device_count(), 1)
-    # Lightning refuses anything else, later and better.
+    # Lightning refuses anything else later, with a better message.
     return int(devices) if str(devices).strip().isdigit() else 1

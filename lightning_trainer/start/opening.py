@@ -1,4 +1,4 @@
-"""The session folder of a run: made or reopened, locked, and what it says of the run at first."""
+"""Makes or reopens a run's session folder, locks it, and writes its first files."""
 
 import os
 import sys
@@ -14,64 +14,51 @@ from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.secrets import scrub, secret_texts
 from lightning_trainer.session.settings import differences, dump_settings
-from lightning_trainer.session.terminal import TerminalLog
 from lightning_trainer.start.launch import end_with_parent, is_first_process, n_processes
 
-# Tells the folder to the processes that Lightning starts on this machine.
+# Passes the folder on to the processes that Lightning starts on this machine.
 _SESSION_VARIABLE = "LIGHTNING_TRAINER_SESSION"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for.
+    """A command line, as parsed."""
 
-    Attributes:
-        command: "fit", "test", ...
-        typed: The command line, without secrets.
-        resolved: Every setting as plain types, with secrets.
-        restart: What the run starts from, if anything.
-    """
-
-    command: str
-    typed: str
-    resolved: dict[str, Any]
-    restart: Restart | None
+    command: str  # "fit", "test", ...
+    typed: str  # the command line, without secrets
+    resolved: dict[str, Any]  # every setting as plain types, with secrets
+    restart: Restart | None  # the checkpoint to start from, if any
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Every setting without secrets: what config.yaml and checkpoints hold."""
+        """Every setting without secrets, for config.yaml and checkpoints."""
         return dict(scrub(self.resolved))
 
     @property
     def secrets(self) -> list[str]:
-        """Texts that nothing in the folder may show."""
         return secret_texts(self.resolved)
 
     @property
     def records(self) -> bool:
-        """Whether the session's config.yaml, environment.yaml and run.json are those of this run.
+        """Whether the run may replace config.yaml, environment.yaml and run.json.
 
-        Not so in a test of a session that was trained.
+        A test, validation or prediction in a trained session must not.
         """
         return self.command == "fit" or not (self.restart and self.restart.session)
 
     @property
     def continued(self) -> Restart | None:
-        """What the run starts from if it is training that goes on in its own session."""
+        """The checkpoint of a training that goes on in its own session."""
         goes_on = self.command == "fit" and self.restart and self.restart.session
         return self.restart if goes_on else None
 
 
 def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:
-    """Makes or reopens the folder; in a process that was started by another one, finds it.
-
-    Args:
-        request: What is asked for.
-        stack: Gets what gives the folder back.
+    """Makes or reopens the folder, or finds it in a process that another one has started.
 
     Returns:
-        The session, and whether this run is a guest: another process is using the folder, and this
-        one leaves no trace in it. The session has no path in a process that ShareSession will tell.
+        The session, without a path where ShareSession sets it later. Whether this run is a guest:
+        another process is using the folder, and this run writes nothing into it.
 
     Raises:
         ValueError: If the folder is in use and the run has to write.
@@ -91,7 +78,7 @@ def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:
 
 
 def _lock(session: Session, request: Request, stack: ExitStack) -> bool:
-    """Keeps other processes out of the folder; whether it could."""
+    """Locks the folder; returns False if another process is using it and the run can do without."""
     lock = SessionLock(session.path)
     holder = lock.acquire(request.command)
     if holder and request.command != "fit":
@@ -104,21 +91,14 @@ def _lock(session: Session, request: Request, stack: ExitStack) -> bool:
         )
     stack.callback(lock.release)
     before = request.continued
-    # A run that ended since the checkpoint was read would lose the last rows of its files.
+    # Another run may have ended since the checkpoint was read: its last rows would be lost.
     if before and reach(before.checkpoint) != (before.iteration, before.validated):
         raise ValueError(f"{session.path} has gone on meanwhile: try again")
     return True
 
 
-def log_terminal(session: Session, rank: int, stack: ExitStack) -> None:
-    """Copies what the terminal shows into the process's log until the stack is closed."""
-    terminal = TerminalLog(session.log(rank))
-    terminal.start()
-    stack.callback(terminal.stop)
-
-
 def announce(session: Session, request: Request) -> None:
-    """Prints the first lines: which session, from which checkpoint."""
+    """Prints the session and the checkpoint."""
     restart = request.restart
     for path in restart.passed_over if restart else ():
         print(f"{path}: passed over", file=sys.stderr)
@@ -132,7 +112,7 @@ def announce(session: Session, request: Request) -> None:
 
 
 def record(session: Session, request: Request) -> None:
-    """Writes config.yaml and environment.yaml, and tells what differs from before."""
+    """Writes config.yaml and environment.yaml, and prints the differences from before."""
     settings = dict(request.settings)
     changes: list[str] = []
     if request.restart and request.restart.session:

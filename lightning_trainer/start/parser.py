@@ -1,4 +1,4 @@
-"""Command-line errors in a few lines, with the near names."""
+"""The parser of Lightning's commands, which suggests near names for unknown ones."""
 
 import argparse
 import importlib
@@ -24,7 +24,7 @@ The options of a project's own classes:
 
 
 def parser_arguments(commands: Iterable[str]) -> dict[str, Any]:
-    """Arguments of the parser, and by the names of the commands, of theirs."""
+    """Arguments of the parser, and of each command's parser under the command's name."""
     own = {
         command: {
             "description": COMMANDS[command].summary + "\n" + _OWN_OPTIONS.format(command=command),
@@ -32,7 +32,7 @@ def parser_arguments(commands: Iterable[str]) -> dict[str, Any]:
         }
         for command in commands
     }
-    # No abbreviations: `--trainer.max_step 3` would silently set max_steps.
+    # Without abbreviations: `--trainer.max_step 3` would silently set max_steps.
     return {"prog": "cli.py", "allow_abbrev": False, **own}
 
 
@@ -41,14 +41,14 @@ class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 class SessionParser(LightningArgumentParser):
-    """Says in one message what was wrong, which name was probably meant, and where to read more."""
+    """Prints errors in one message with near names and where to read more."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_Formatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with code 2."""
-        if not self.exit_on_error:  # a parser within the parser, for one of several types
+        if not self.exit_on_error:  # an inner parser, for one of several types
             super().error(message, ex)
         refusal = Refusal.read(message, ex)
         program = self.prog.replace(" [options]", "")
@@ -75,14 +75,14 @@ class SessionParser(LightningArgumentParser):
 
 
 def _module_names(name: str) -> set[str]:
-    """The names in a module that was imported, with the modules in its folder."""
+    """The names in an imported module, and the modules in its folder."""
     module = sys.modules.get(name)
     modules = pkgutil.iter_modules(getattr(module, "__path__", ()))
     return {*dir(module), *(found.name for found in modules)}
 
 
 def class_options(class_path: str) -> list[str]:
-    """Names of the arguments of a class and its bases; none if it can't be imported."""
+    """Names of the arguments of a class and its bases; empty if it can't be imported."""
     try:
         return list(ArgumentParser().add_class_arguments(_class(class_path), fail_untyped=False))
     except (ImportError, AttributeError, ValueError):
@@ -90,14 +90,14 @@ def class_options(class_path: str) -> list[str]:
 
 
 def check_nulls(group: str, settings: Any) -> None:
-    """Refuses null, e.g. a key of a YAML file without a value, where a class takes none.
+    """Refuses null, e.g. a YAML key without a value, for a class's argument that can't be None.
 
-    jsonargparse takes a null among a class's arguments for one that was not given.
+    jsonargparse treats such a null as an argument that was not given.
 
     Raises:
         ValueError: Names the argument.
     """
-    arguments = settings.get("init_args")  # None or {} for a class that takes none
+    arguments = settings.get("init_args")  # None or {} for a class without arguments
     arguments = vars(arguments) if isinstance(arguments, Namespace) else {}
     nulls = [name for name, value in arguments.items() if value is None]
     if not nulls:

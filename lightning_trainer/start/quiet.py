@@ -7,19 +7,19 @@ import warnings
 from collections.abc import Iterator
 
 _HARMLESS = (
-    # The summary says it where data really is slow.
+    # The summary reports slow data by measurement.
     ".*does not have many workers which may be a bottleneck",
-    # Lines are by iteration, whatever the length of an epoch.
+    # Log lines follow iterations, not epochs.
     ".*is smaller than the logging interval",
     # Lightning's use of torch, which a project can't change.
     ".*isinstance.treespec, LeafSpec.. is deprecated",
     ".*functional.all_gather is deprecated",
-    # WarnOfInexactRestart says it.
+    # WarnOfInexactRestart reports it.
     ".*your dataloader is not resumable",
-    # Of averaged weights: models are not sharded by it, and a test takes the averaged ones.
+    # Averaged weights: `configure_model` does not shard the model, and a test uses these weights.
     ".*using the WeightAveraging callback with a model that overrides",
     ".*using the WeightAveraging callback, but loading a checkpoint outside",
-    # Results are already those of all processes.
+    # Results already cover all processes.
     ".*recommended to use `self.log.*sync_dist=True",
 )
 
@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
     """Silences them until the block ends."""
 
     def show(args: threading.ExceptHookArgs) -> None:
-        # On a full disk an OSError ends TensorBoard's thread. The logger prints its own message.
+        # A full disk ends TensorBoard's thread with an OSError; the logger prints its own message.
         if not isinstance(args.exc_value, OSError):
             threading.__excepthook__(args)
 

@@ -1,4 +1,4 @@
-"""Refuses settings that can't work, before there is a session folder."""
+"""Refuses settings that can't work before a session folder is made."""
 
 from typing import Any
 
@@ -11,12 +11,7 @@ from lightning_trainer.start.parser import check_nulls
 
 
 def check_settings(config: Any, command: str, restart: Restart | None) -> None:
-    """Checks the settings of a command.
-
-    Args:
-        config: As jsonargparse has them.
-        command: "fit", "test", ...
-        restart: What the run starts from, if anything.
+    """Checks the parsed settings (`config`) of a command ("fit", "test", ...).
 
     Raises:
         ValueError: Names the setting, its value and the remedy.

@@ -1,4 +1,4 @@
-"""The trainer of a run: what the settings name, with the session's own parts."""
+"""Adds the session's own parts to the trainer that the settings describe."""
 
 from contextlib import ExitStack
 from datetime import timedelta
@@ -24,7 +24,7 @@ DEFAULTS = {
     "val_check_interval": 500,
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 100,
-    # The log lines, the parameter count and TensorBoard's table of runs are the layer's own.
+    # This library prints lines and parameter counts itself, and writes TensorBoard's table of runs.
     "enable_progress_bar": False,
     "enable_model_summary": False,
     "enable_autolog_hparams": False,
@@ -34,15 +34,7 @@ DEFAULTS = {
 def run_state(
     config: Any, session: Session, request: Request, is_guest: bool, stack: ExitStack
 ) -> RunState:
-    """What the callbacks will share.
-
-    Args:
-        config: The command's settings, with objects in place of class paths.
-        session: The run's folder.
-        request: What the command line asks for.
-        is_guest: Whether nothing may be written in the folder.
-        stack: Gets what gives the terminal back.
-    """
+    """The state that the callbacks share; `config` has objects in place of class paths."""
     restart = request.restart
     return RunState(
         session,
@@ -59,17 +51,10 @@ def run_state(
 def trainer_arguments(
     config: Any, run: RunState, request: Request, is_guest: bool
 ) -> dict[str, Any]:
-    """Arguments of `pl.Trainer` that replace those of the same name in the settings.
-
-    Args:
-        config: The command's settings, with objects in place of class paths.
-        run: What the callbacks share.
-        request: What the command line asks for.
-        is_guest: Whether nothing may be logged in the folder.
-    """
+    """Arguments of `pl.Trainer` that replace the settings of the same name in `config`."""
     trainer = config.trainer
     arguments: dict[str, Any] = {
-        "logger": [*_loggers(run.session, request, is_guest), *_as_list(trainer.logger)],
+        "logger": [*_loggers(run, request, is_guest), *_as_list(trainer.logger)],
         "callbacks": all_callbacks(run, _as_list(trainer.callbacks)),
         "plugins": [AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
         "default_root_dir": trainer.default_root_dir or str(run.session.path),
@@ -85,33 +70,27 @@ def trainer_arguments(
 
 
 def adapt(trainer: pl.Trainer, has_profiler: bool) -> None:
-    """Makes the steps cheaper, and has a profile written into the session folder.
-
-    Args:
-        trainer: As Lightning has made it.
-        has_profiler: Whether the settings name one, which without a file would only print.
-    """
+    """Makes the steps cheaper, and a profiler of the settings write into the session folder."""
     skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-    if has_profiler and not profiler.filename:
+    if has_profiler and not profiler.filename:  # without a file it would only print
         profiler.filename = "profile"
 
 
-def _loggers(session: Session, request: Request, is_guest: bool) -> list[Logger]:
+def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:
     if is_guest:
         return [DummyLogger()]
-    before = request.continued
-    purge_step = before.iteration + 1 if before else None
-    return [SessionTensorBoard(session, purge_step), MetricsFile(session, purge_step)]
+    purge_step = run.restored_iteration + 1 if request.continued else None
+    return [SessionTensorBoard(run.session, purge_step), MetricsFile(run.session, purge_step)]
 
 
 def _slurm() -> list[SLURMEnvironment]:
-    """SLURM's environment, if it is there; StopOnSignal asks for the job to be queued again."""
+    """SLURM's environment within a job; StopOnSignal requeues the job instead of Lightning."""
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _as_list(value: Any) -> list[Any]:
-    """What the settings name, as a list; true and false stand for nothing."""
+    """A setting as a list; empty for null, true and false."""
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,1 +1,1 @@
-"""Proves that a restart is exact."""
+"""Proves that restarts are exact."""

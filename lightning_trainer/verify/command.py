@@ -1,7 +1,4 @@
-"""Proves on a project that a run which is killed and goes on is bitwise one that was not.
-
-python cli.py verify --config configs/digits.yaml
-"""
+"""Proves that a project's restarts are exact: python cli.py verify --config configs/digits.yaml."""
 
 import argparse
 import shutil
@@ -33,7 +30,7 @@ Exit code: 0 if all is equal, 1 if not or if a run fails, 2 if the command line 
 
 _SETTINGS = (
     "--tag=verify",
-    "--save_minutes=0",  # as often as can be, so that little is done again after a kill
+    "--save_minutes=0",  # as often as possible, for little repetition after a kill
     "--trainer.max_steps=20",
     "--trainer.log_every_n_steps=4",
     "--trainer.val_check_interval=8",
@@ -45,17 +42,15 @@ _NOT_DETERMINISTIC = (
     "kernels that are not deterministic: try again with `--trainer.deterministic true`"
 )
 
-# By what differs first: what usually makes it differ.
+_STATE = "give it `state_dict` and `load_state_dict`"
+_OWN_LOADER = f"leave it to `BaseDataModule`, or {_STATE}"
+# The usual causes, by the first difference.
 _CAUSES = {
-    "order": (
-        "a data loader of your own that starts again from its beginning: leave it to "
-        "`BaseDataModule`, or give it `state_dict` and `load_state_dict`",
-    ),
+    "order": (f"a data loader of your own that starts again from its beginning: {_OWN_LOADER}",),
     "samples": (
         "a dataset or transform with a random generator of its own, or any other state: draw from "
         "torch, numpy.random or random, which are seeded for each sample",
-        "a data loader of your own: leave it to `BaseDataModule`, or give it `state_dict` and "
-        "`load_state_dict`",
+        f"a data loader of your own: {_OWN_LOADER}",
     ),
     "loss": (
         "state that no checkpoint holds (a counter, a list, a random generator of the module's "
@@ -63,8 +58,7 @@ _CAUSES = {
         _NOT_DETERMINISTIC,
     ),
     "weights": (
-        "an optimiser, a scheduler or a callback with state that no checkpoint holds: give it "
-        "`state_dict` and `load_state_dict`",
+        f"an optimiser, a scheduler or a callback with state that no checkpoint holds: {_STATE}",
         _NOT_DETERMINISTIC,
     ),
     "scores": (
@@ -78,17 +72,12 @@ _CAUSES_BEFORE_RESTART = (
     _NOT_DETERMINISTIC,
 )
 _CAUSES_IN_FILES = (
-    "a callback, logger or scheduler with state that no checkpoint holds: give it `state_dict` and "
-    "`load_state_dict`",
+    f"a callback, logger or scheduler with state that no checkpoint holds: {_STATE}",
 )
 
 
 def verify(argv: list[str]) -> int:
-    """Runs the command; returns its exit code.
-
-    Args:
-        argv: Command line after `verify`: options of `fit`.
-    """
+    """Runs the command with options of `fit`; returns its exit code."""
     parser = CommandParser(
         "verify",
         usage="%(prog)s --config FILE [--OPTION VALUE ...]",
@@ -118,12 +107,12 @@ def verify(argv: list[str]) -> int:
         if code == 1:
             print(f"Kept, with all that the runs printed: {folder}")
         else:
-            shutil.rmtree(folder, ignore_errors=True)  # what was killed may just be ending
+            shutil.rmtree(folder, ignore_errors=True)  # killed processes may still be ending
     return code
 
 
 def _compare_runs(argv: list[str], folder: Path, parser: CommandParser) -> int:
-    """Trains twice, compares, and says what was found; returns the exit code.
+    """Trains twice, compares, and prints the findings; returns the exit code.
 
     Raises:
         subprocess.CalledProcessError: If a run fails.
@@ -187,7 +176,7 @@ def _different(comparison: Comparison) -> list[str]:
 
 
 def _causes(first: Difference | None) -> tuple[str, ...]:
-    """What usually makes two runs part as these do; the first thing that differs counts."""
+    """The usual causes of a first difference; None stands for differing files only."""
     if first is None:
         return _CAUSES_IN_FILES
     if first.n_restarts == 0:

@@ -1,6 +1,6 @@
-"""Whether two sessions are bitwise the same, and where they first part.
+"""Compares two sessions bitwise and finds their first difference.
 
-Assumes that both were recorded by `RecordTrail`.
+Assumes that `RecordTrail` recorded both.
 """
 
 import json
@@ -16,12 +16,13 @@ from lightning_trainer.session.checkpoint_header import KEY, layer_state
 from lightning_trainer.session.metrics_csv import MetricsReader
 from lightning_trainer.verify.trail import digest, leaves
 
-Line = dict[str, Any]  # of a trail; `RecordTrail` says what it holds
+Line = dict[str, Any]  # a line of a trail, see `RecordTrail`
+_COMPARED = ("batch", "validated")  # events of a trail
 
-# What of a checkpoint a restart must get right. The rest are settings, and times, which differ.
+# The parts of a checkpoint that a restart must reproduce. The rest are settings and times.
 _OF_CHECKPOINT = (
     "state_dict.",
-    "current_model_state.",  # what is trained, where `state_dict` is its average
+    "current_model_state.",  # the trained weights, where `state_dict` is their average
     "averaging_state.",
     "optimizer_states.",
     "lr_schedulers.",
@@ -33,48 +34,34 @@ _OF_CHECKPOINT = (
 
 @dataclass
 class Difference:
-    """The first line of a trail that is not as in the reference's.
+    """The first line of a trail that differs from the reference's."""
 
-    Attributes:
-        rank: The process.
-        n_restarts: How often the run had gone on before; 0 if it differs before any restart.
-        iteration: Where it differs.
-        found: A description by what differs: "samples", "loss", "weights", "scores" or "order".
-    """
-
-    rank: int
-    n_restarts: int
-    iteration: int
-    found: dict[str, str]
+    rank: int  # the process
+    n_restarts: int  # number of restarts before it
+    iteration: int  # the line's iteration
+    found: dict[str, str]  # descriptions of "samples", "loss", "weights", "scores" or "order"
 
 
 @dataclass
 class Comparison:
-    """What of a session is not as in the reference.
+    """The differences between a session and the reference."""
 
-    Attributes:
-        first: Where its trails first differ; None if nowhere.
-        compared: By file, the names of what was compared in it.
-        differing: By file, the names of what differs.
-    """
-
-    first: Difference | None
-    compared: dict[str, list[str]]
-    differing: dict[str, list[str]]
+    first: Difference | None  # the first difference of the trails, if any
+    compared: dict[str, list[str]]  # by file, the names of the compared values
+    differing: dict[str, list[str]]  # by file, the names of the differing values
 
     @property
     def equal(self) -> bool:
-        """Whether all is bitwise the same."""
         return self.first is None and not any(self.differing.values())
 
 
 def compare_bitwise(reference: Path, session: Path) -> Comparison:
-    """Compares a session folder with that of the reference."""
-    found = []
+    """Compares a session folder with the reference's."""
+    found: list[Difference] = []
     for name in {p.name for folder in (reference, session) for p in folder.glob("trail_rank*")}:
         trails = read_trail(reference / name), read_trail(session / name)
-        difference = first_difference(*trails, rank=int(name[len("trail_rank") : -len(".jsonl")]))
-        found += [difference] if difference else []
+        rank = int(name.removeprefix("trail_rank").removesuffix(".jsonl"))
+        found += filter(None, [first_difference(*trails, rank)])
     first = min(found, key=lambda d: (d.n_restarts, d.iteration, d.rank), default=None)
     compared, differing = {}, {}
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv"):
@@ -87,7 +74,7 @@ def compare_bitwise(reference: Path, session: Path) -> Comparison:
 
 
 def parse_trail(text: str) -> list[Line]:
-    """The lines of a trail; those that a kill has cut off are left out."""
+    """The lines of a trail, without those that a kill has cut off."""
     lines = []
     for line in text.splitlines():
         with suppress(json.JSONDecodeError):
@@ -96,34 +83,31 @@ def parse_trail(text: str) -> list[Line]:
 
 
 def read_trail(path: Path) -> list[Line]:
-    """All lines of a file, oldest first; none if there is no file."""
+    """All lines of a file; empty if there is no file."""
     return parse_trail(path.read_text()) if path.exists() else []
 
 
 def first_difference(expected: list[Line], got: list[Line], rank: int = 0) -> Difference | None:
-    """The first line of `got` that the reference does not have like that, or lacks at the end.
+    """The first line of `got` that differs from its line of `expected`, or else a missing line.
 
-    A restart repeats what no checkpoint holds, so an iteration may be there several times. Each
-    time counts.
+    A restart repeats iterations after the checkpoint. All repetitions are compared.
     """
-    reference = {_key(line): line for line in expected}
+    reference = {_key(line): line for line in expected if line["event"] in _COMPARED}
     n_starts = 0
     for line in got:
         n_starts += line["event"] == "start"
-        if line["event"] in ("batch", "validated"):
-            found = _differing(reference.get(_key(line)), line)
-            if found:
-                return Difference(rank, max(n_starts - 1, 0), line["iteration"], found)
+        if line["event"] in _COMPARED and (found := _differing(reference.get(_key(line)), line)):
+            return Difference(rank, max(n_starts - 1, 0), line["iteration"], found)
     done = {_key(line) for line in got}
-    for line in expected:
-        if line["event"] in ("batch", "validated") and _key(line) not in done:
+    for key, line in reference.items():
+        if key not in done:
             found = {"order": f"{_name(line)} was left out"}
             return Difference(rank, max(n_starts - 1, 0), line["iteration"], found)
     return None
 
 
 def read_checkpoint(path: Path) -> dict[str, str]:
-    """By name, a digest of each value that a restart must get right; nothing if it is missing."""
+    """By name, a digest of each value that a restart must reproduce; empty without a file."""
     file = path / "meta.pt" if path.is_dir() else path
     if not file.exists():
         return {}
@@ -133,7 +117,7 @@ def read_checkpoint(path: Path) -> dict[str, str]:
 
 
 def read_metrics(path: Path) -> dict[str, str]:
-    """What metrics.csv holds, timings left out, as "step 8: val/loss"; nothing if it is missing."""
+    """By names like "step 8: val/loss", the numbers of a metrics.csv, without timings."""
     return {
         f"step {row['step']}: {name}": value
         for row in MetricsReader(path).rows()
@@ -143,7 +127,7 @@ def read_metrics(path: Path) -> dict[str, str]:
 
 
 def read_printed(path: Path) -> set[int]:
-    """The iterations of the log lines: they alone have timings in metrics.csv."""
+    """The iterations of log lines: only their rows of a metrics.csv have timings."""
     return {
         int(row["step"])
         for row in MetricsReader(path).rows()
@@ -152,7 +136,7 @@ def read_printed(path: Path) -> set[int]:
 
 
 def shorten(names: list[str], n: int = 3) -> str:
-    """The first names, and how many more there are."""
+    """The first n names, and the number of the others."""
     more = f" and {len(names) - n} more" if len(names) > n else ""
     return ", ".join(names[:n]) + more
 
@@ -179,11 +163,9 @@ def _differing(expected: Line | None, got: Line) -> dict[str, str]:
         found["samples"] = _differing_samples(expected["samples"], got["samples"])
     if expected["loss"] != got["loss"]:
         found["loss"] = f"loss: {_number(got, 'loss')}, not {_number(expected, 'loss')}"
-    names = _names(expected["weights"], got["weights"])
-    if names:
-        found["weights"] = (
-            f"weights: {len(names)} of {len(expected['weights'])} tensors ({shorten(names)})"
-        )
+    if names := _names(expected["weights"], got["weights"]):
+        n = len(expected["weights"])
+        found["weights"] = f"weights: {len(names)} of {n} tensors ({shorten(names)})"
     return found
 
 

@@ -1,4 +1,4 @@
-"""Runs `fit` in a process of its own: to its end, or until it is killed, again and again."""
+"""Runs `fit` in another process, kills it at chosen moments and goes on with it."""
 
 import contextlib
 import os
@@ -22,26 +22,18 @@ _TAIL_LINES = 15
 
 @dataclass
 class Moment:
-    """When to kill a run.
+    """A time to kill a run: `delay_s` after a line of its trail, or after the next such line."""
 
-    Attributes:
-        event: Of a line of its trail, "batch" or "validating".
-        iteration: Of that line, or of the first such line after it.
-        batch: Of that line, or of the first such line after it.
-        delay_s: From that line on.
-    """
-
-    event: str
+    event: str  # "batch" or "validating"
     iteration: int
     batch: int
     delay_s: float
 
 
 def draw_moments(session: Path) -> list[Moment]:
-    """In a training step, just after a log line, and in a validation; always the same ones.
+    """One moment in a training step, one after a log line and one in a validation.
 
-    Args:
-        session: An uninterrupted run, which tells what comes when and how long it takes.
+    Reads them from an uninterrupted run, and draws the same ones at each call.
     """
     pairs = list(pairwise(read_trail(session / "trail_rank0.jsonl")))
     steps = [pair for pair in pairs if pair[0]["event"] == pair[1]["event"] == "batch"]
@@ -52,12 +44,12 @@ def draw_moments(session: Path) -> list[Moment]:
     inner = [pair for pair in validations if pair[0]["iteration"] < last] or validations
     generator = random.Random(0)
     moments = []
-    # Not all of them late: what a restart gets wrong shows in the iterations after it.
+    # An early one leaves iterations in which a wrong restart shows.
     early = steps[: len(steps) // 2]
     for candidates, part in ((early, 1.0), (after_lines, 0.0), (inner, 0.0)):
         if candidates:
             line, _ = generator.choice(candidates)
-            # The shortest, because a busy machine makes any single one longer.
+            # The minimum, because a busy machine makes single steps longer.
             duration_s = min(after["time_s"] - before["time_s"] for before, after in candidates)
             delay_s = generator.uniform(0, part) * duration_s
             moments.append(Moment(line["event"], line["iteration"], line["batch"], delay_s))
@@ -65,43 +57,43 @@ def draw_moments(session: Path) -> list[Moment]:
 
 
 class Run:
-    """A run and its restarts, in a folder that holds its session and the output of all of them.
+    """A run and its restarts.
 
     Args:
-        folder: Made if missing.
-        options: Of `fit`, for the first start.
-        report: Is told of each kill, in a few words.
+        folder: Gets the session and the printed output; made if missing.
+        options: The options of `fit` for the first start.
+        report: Called with a short text for each kill.
     """
 
     def __init__(self, folder: Path, options: list[str], report: Callable[[str], None]) -> None:
         self.folder = folder
         self.report = report
         self.kills: list[str] = []
+        self._output = folder / "output.txt"
         self._options = [
             *options,
             f"--output_path={folder}",
-            "--trainer.default_root_dir=null",  # the session folder, where the trail shall be
+            "--trainer.default_root_dir=null",  # puts the trail into the session folder
             "--trainer.callbacks+=lightning_trainer.verify.trail.RecordTrail",
         ]
         folder.mkdir(exist_ok=True)
 
     @property
     def session(self) -> Path:
-        """The session folder; does not exist before the first start has made it."""
+        """The session folder; the first start makes it."""
         return next(self.folder.glob("session_*"), self.folder / "session")
 
     def finish(self) -> Path:
-        """Starts, or goes on, and waits for the end; returns the session folder."""
+        """Starts or goes on, and waits for the end; returns the session folder."""
         with self._start() as process:
             self._wait(process)
         return self.session
 
     def finish_with_kills(self, moments: list[Moment], n_iterations: int) -> Path:
-        """Starts, is killed at each moment and goes on; returns the session folder."""
+        """Starts, kills at each moment and goes on; returns the session folder."""
         for moment in moments:
             with self._start() as process:
-                killed = self._kill_at(moment, process)
-                if not killed:
+                if not self._kill_at(moment, process):
                     self._wait(process)
                     self.report("ended before the next kill")
                     return self.session
@@ -129,12 +121,12 @@ class Run:
             _kill(process)
 
     def _kill_at(self, moment: Moment, process: "subprocess.Popen[bytes]") -> bool:
-        """Whether it lived to see the moment, and died of it."""
+        """Kills the process at a moment; returns False if it ended before."""
         for line in self._follow(process):
             if line["event"] != moment.event:
                 continue
             is_late = (line["iteration"], line["batch"]) >= (moment.iteration, moment.batch)
-            # Before the first checkpoint there is nothing to go on from.
+            # Without a checkpoint it could not go on.
             if is_late and (self.session / "checkpoints/last.ckpt").exists():
                 time.sleep(moment.delay_s)
                 return _kill(process)
@@ -142,13 +134,12 @@ class Run:
 
     def _follow(self, process: "subprocess.Popen[bytes]") -> Iterator[Line]:
         """The lines of the trail that are written from now on."""
-        trail = self.session / "trail_rank0.jsonl"
-        position = trail.stat().st_size if trail.exists() else 0
+        position = self._trail.stat().st_size if self._trail.exists() else 0
         running = True
         while running:
             running = process.poll() is None
             time.sleep(_POLL_S)
-            trail = self.session / "trail_rank0.jsonl"
+            trail = self._trail  # the first start makes its folder
             if not trail.exists() or trail.stat().st_size == position:
                 continue
             with trail.open("rb") as file:
@@ -162,34 +153,33 @@ class Run:
         """Waits for the end.
 
         Raises:
-            subprocess.CalledProcessError: If it fails, with the end of what it printed.
+            subprocess.CalledProcessError: If the run fails; has the end of its printed output.
         """
-        code = process.wait()
-        if code:
+        if code := process.wait():
             lines = self._output.read_text(errors="replace").splitlines()
             tail = "\n".join(lines[-_TAIL_LINES:])
             command = f"fit --ckpt_path {self.session}" if self.kills else "fit"
             raise subprocess.CalledProcessError(code, command, tail)
 
     def _where(self) -> str:
-        line = read_trail(self.session / "trail_rank0.jsonl")[-1]
+        line = read_trail(self._trail)[-1]
         inside = ", in its validation" if line["event"] == "validating" else ""
         return f"at iteration {line['iteration']}{inside}"
 
     def _is_done(self, n_iterations: int) -> bool:
-        """Whether it was killed between its last checkpoint and its end."""
-        with contextlib.suppress(OSError, ValueError):  # which the next start tells in full
+        """Whether the last checkpoint has all iterations and validations."""
+        with contextlib.suppress(OSError, ValueError):  # the next start will print the error
             restart = Restart.find(str(self.session), "fit", new_session=False)
             return restart.iteration >= n_iterations and restart.validated
         return False
 
     @property
-    def _output(self) -> Path:
-        return self.folder / "output.txt"
+    def _trail(self) -> Path:
+        return self.session / "trail_rank0.jsonl"
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> bool:
-    """Kills it and all that it has started, if it still runs; whether it died of that."""
+    """Kills a process and its children; returns whether it died of a kill."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

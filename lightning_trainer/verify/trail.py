@@ -1,4 +1,4 @@
-"""What a run did, batch by batch, written so that two runs can be compared bitwise.
+"""Records each batch of a run, so that two runs can be compared bitwise.
 
 python cli.py fit --config FILE --trainer.callbacks+=lightning_trainer.verify.trail.RecordTrail
 """
@@ -16,48 +16,42 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_trainer.base.results import in_training
+
 
 class RecordTrail(Callback):
-    """Appends one line for each start, batch and end of a validation to trail_rank{n}.jsonl.
+    """Appends one line for each start, batch and validation to trail_rank{n}.jsonl.
 
     Each is a JSON object with `event`, `iteration` and `time_s` (of `time.monotonic`):
 
-        start        `iteration` are done; first of each start
-        batch        its number over all epochs, a digest of each sample as the loader gave it, the
-                     loss, a digest of each tensor of the module's state after it; several have the
-                     same `iteration` where gradients are accumulated
-        validating   a batch of a validation begins, `batch` of them from 1
+        start        the run starts or goes on after `iteration`
+        batch        its number over all epochs, a digest of each sample from the loader, the loss,
+                     and afterwards a digest of each tensor of the module's state; with accumulated
+                     gradients several batches have the same `iteration`
+        validating   the `batch`-th batch of a validation begins, counted from 1
         validated    the validation has ended, with these scores
 
-    A line is in the file before the iteration can be in a checkpoint. Costs a copy of all weights
-    to the CPU in each batch. Assumes that `trainer.default_root_dir` is the session folder.
+    A line is in the file before its iteration is in a checkpoint. Costs a copy of all weights to
+    the CPU in each batch. Assumes that `trainer.default_root_dir` is the session folder.
     """
 
     def __init__(self) -> None:
         self._iteration = 0
         self._samples: list[str] = []
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Marks the start; callbacks that save run a missed validation only after this."""
-        # An empty line first: a kill may have left half a line.
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Marks the start; a validation that a restart makes up for comes after this."""
+        # A kill may have left half a line, so this one begins with an empty line.
         _append(trainer, "start", trainer.global_step, before="\n")
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Looks at the batch before the module can change it."""
+    def on_train_batch_start(self, trainer: pl.Trainer, _: Any, batch: Any, *__: Any) -> None:
+        """Takes the digests before the module can change the batch."""
         self._iteration = trainer.global_step + 1
         self._samples = sample_digests(batch)
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Writes the batch's line."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         _append(
             trainer,
@@ -70,20 +64,13 @@ class RecordTrail(Callback):
         )
 
     def on_validation_batch_start(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, _: Any, batch: Any, batch_idx: int, *__: Any
     ) -> None:
-        """Notes how far a validation is."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if in_training(trainer):
             _append(trainer, "validating", trainer.global_step, batch=batch_idx + 1)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes the scores."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if in_training(trainer):
             metrics = trainer.callback_metrics.items()
             scores = {name: float(value).hex() for name, value in metrics if name[:4] == "val/"}
             _append(trainer, "validated", trainer.global_step, scores=scores)
@@ -94,15 +81,15 @@ def _append(
 ) -> None:
     line = {"event": event, "iteration": iteration, "time_s": monotonic(), **values}
     path = Path(trainer.default_root_dir, f"trail_rank{trainer.global_rank}.jsonl")
-    with path.open("a") as file:  # closed, and so with the kernel, before anything else happens
+    with path.open("a") as file:  # closing hands the line to the kernel: a kill can't lose it
         file.write(f"{before}{json.dumps(line)}\n")
 
 
 def sample_digests(batch: Any) -> list[str]:
-    """A digest for each sample of a batch, in its order.
+    """A digest for each sample of a batch, in the batch's order.
 
-    Assumes that the first tensor has shape (B, ...). Tensors and lists of length B are cut into
-    samples; anything else counts as part of each.
+    Assumes that the first tensor has shape (B, ...). Cuts tensors and lists of length B into
+    samples, and counts anything else as a part of each sample.
     """
     columns = list(leaves(batch))
     tensors = (value for _, value in columns if isinstance(value, Tensor) and value.ndim)
@@ -118,7 +105,7 @@ def sample_digests(batch: Any) -> list[str]:
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """All that nested mappings and lists hold, by name, e.g. "optimizer_states.0.state.3.step".
+    """All values in nested mappings and lists, by names like "optimizer_states.0.state.3.step".
 
     A list of plain values, such as a batch's file names, is one leaf.
     """
@@ -135,14 +122,14 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def digest(value: Any) -> str:
-    """16 hexadecimal digits that differ where any bit does; BLAKE2b (RFC 7693), 8 bytes of it.
+    """8 bytes of BLAKE2b (RFC 7693) in hexadecimal digits, which differ where any bit differs.
 
-    Of a tensor: its type, shape and bytes. Of anything else: its `repr`, without addresses.
+    Hashes a tensor's type, shape and bytes, and any other object's `repr` without addresses.
     """
     if isinstance(value, Tensor):
         dense = value.detach().to_dense().cpu().contiguous()
         hashed = hashlib.blake2b(f"{value.dtype} {tuple(value.shape)}".encode(), digest_size=8)
-        # As bytes, because numpy has no bfloat16.
+        # Viewed as bytes, because numpy has no bfloat16.
         hashed.update(dense.reshape(-1).view(torch.uint8).numpy().data)
         return hashed.hexdigest()
     text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))

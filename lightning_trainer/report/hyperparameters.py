@@ -45,7 +45,7 @@ class LogHyperParameters(RunCallback):
                 logger.log_metrics({"score/best": best.score}, trainer.global_step)
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if not self.run.save_failure else ():
             if isinstance(logger, SessionTensorBoard):
                 logger.log_success()
 

@@ -32,21 +32,21 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         ShareSession(run),  # first: all others need the folder and the seed
         KeepState(run),  # before the readers of the iteration, and before others add their state
         SeedEachStep(run),  # before anything draws
-        KeepTrainMetrics(run),
+        KeepTrainMetrics(run),  # adds to the state that KeepState has begun
         ValidationSchedule(run),  # before the log line, which shows the time left
-        ApplyChangedSettings(run),
-        WarnOfInexactRestart(run),
-        PrintProgress(run),
+        ApplyChangedSettings(run),  # before the log line, which tells the learning rate
+        WarnOfInexactRestart(run),  # before the first line of the run that goes on
+        PrintProgress(run),  # ends the step's time before others take theirs
         GuardAgainstNonFinite(run),  # before a useless validation
         ReportEvaluation(run),  # finds the best score before others use it
-        EvaluationBar(run),
-        CallVisualise(run),
+        EvaluationBar(run),  # below the title that ReportEvaluation prints
+        CallVisualise(run),  # after the time of the step is taken
         *([SaveEnd(run)] if run.saves else []),  # before a project's callback changes the weights
-        LogHyperParameters(run),  # marks the run as successful after its end is saved
-        DrawCurves(run),
-        WritePredictions(run),
+        LogHyperParameters(run),  # marks the run as successful once its end is saved
+        DrawCurves(run),  # draws the numbers that are logged by now
+        WritePredictions(run),  # alone in `predict`: any place would do
         Summarise(run),  # refuses a run with nothing to do before anything is written
-        RecordRun(run),  # of a run that is not refused
+        RecordRun(run),  # after Summarise has refused a run: its record stays
         *added,  # before the checkpoint of the same batch
         StopOnSignal(run),  # at the end of an iteration
         *([SaveCheckpoints(run)] if run.saves else []),  # Lightning moves a Checkpoint to the end

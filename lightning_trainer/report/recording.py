@@ -48,8 +48,7 @@ class RecordRun(RunCallback):
             self._end(trainer, "finished")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        name = "SIGINT" if isinstance(exception, KeyboardInterrupt) else signal_of(exception)
-        if name:
+        if name := signal_of(exception):
             self._end(trainer, "interrupted", name, "signal")
         else:
             reason = describe(exception, secret_texts(self.run.settings))

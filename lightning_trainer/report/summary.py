@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
@@ -78,7 +79,11 @@ class Summarise(RunCallback):
 
 
 def signal_of(exception: BaseException) -> str:
-    """The name of the signal by which a run ends, e.g. "SIGTERM"; empty if none does."""
+    """The name of the signal that ends a run, e.g. "SIGTERM"; empty if none does."""
+    if isinstance(exception, KeyboardInterrupt):
+        return "SIGINT"
+    if isinstance(exception, SIGTERMException):  # of Lightning, outside of training
+        return "SIGTERM"
     code = exception.code if isinstance(exception, SystemExit) else None
     names = {128 + number: number.name for number in signal.Signals}
     return names.get(code, "") if isinstance(code, int) else ""

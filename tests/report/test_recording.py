@@ -7,8 +7,10 @@ import sys
 import pytest
 from conftest import TinyModule
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
+from lightning_trainer.report.summary import signal_of
 from lightning_trainer.session.record import Record
 from lightning_trainer.session.run_record import RunRecord
 
@@ -113,3 +115,19 @@ def test_a_test_leaves_the_record_of_the_training_and_has_one_where_it_is_alone(
     alone = sessions()[-1]
     assert alone != trained
     assert (RunRecord.read(alone).command, *ended(alone)) == ("test", "finished", "", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("exception", "name"),
+    [
+        (SystemExit(143), "SIGTERM"),
+        (SystemExit(129), "SIGHUP"),
+        (KeyboardInterrupt(), "SIGINT"),
+        (SIGTERMException(), "SIGTERM"),
+        (SystemExit(1), ""),
+        (SystemExit("text"), ""),
+        (ValueError("143"), ""),
+    ],
+)
+def test_the_signal_that_ends_a_run_is_known_by_its_exception(exception, name):
+    assert signal_of(exception) == name

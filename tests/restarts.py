@@ -1,6 +1,7 @@
 """A run that is killed, and what must be equal after it has gone on."""
 
 import csv
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -68,3 +69,19 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, hook: str, when) -> None:
             raise Killed
 
     monkeypatch.setattr(SaveCheckpoints, hook, dying)
+
+
+def copy_at(monkeypatch: pytest.MonkeyPatch, hook: str, iterations, folder: Path) -> None:
+    """Copies the session where a kill would leave it, after the hook at each iteration.
+
+    The copies are named for their iterations, so that one run stands for many that are killed.
+    """
+    original = getattr(SaveCheckpoints, hook)
+
+    def copying(self, trainer, *args, **kwargs):
+        original(self, trainer, *args, **kwargs)
+        copy = folder / str(trainer.global_step)
+        if trainer.global_step in iterations and trainer.is_global_zero and not copy.exists():
+            shutil.copytree(self.run.session.path, copy, symlinks=True)
+
+    monkeypatch.setattr(SaveCheckpoints, hook, copying)

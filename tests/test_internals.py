@@ -84,10 +84,12 @@ def test_lightning_passes_over_a_hook_that_can_not_be_called_until_it_is_given_b
 
 def test_only_the_hooks_that_a_callback_lacks_are_skipped():
     callback = CountBatches()
-    skip_empty_hooks([callback])
+    restore = skip_empty_hooks([callback])
     skipped = {name for name, value in vars(callback).items() if value is None}
     assert {"on_before_backward", "on_validation_batch_end", "on_after_backward"} <= skipped
     assert not skipped & {"on_train_batch_start", "on_train_batch_end", "on_train_start"}
+    restore()
+    assert None not in vars(callback).values()
 
 
 def test_lightnings_profiler_that_measures_nothing_is_replaced_by_one_that_costs_less():

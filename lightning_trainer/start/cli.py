@@ -18,7 +18,7 @@ from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
-from lightning_trainer.internals import root_cause, without_asking_for_gpus
+from lightning_trainer.internals import root_cause
 from lightning_trainer.session.environment import job_id, shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
@@ -31,7 +31,13 @@ from lightning_trainer.start.opening import Request, announce, open_folder, reco
 from lightning_trainer.start.parser import SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
-from lightning_trainer.start.trainer import DEFAULTS, adapt, run_state, trainer_arguments
+from lightning_trainer.start.trainer import (
+    DEFAULTS,
+    adapt,
+    run_state,
+    trainer_arguments,
+    without_asking_for_gpus,
+)
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions")
@@ -193,7 +199,7 @@ class SessionCLI(LightningCLI):
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
-        adapt(trainer, has_profiler=config.trainer.profiler is not None and not self.is_guest)
+        adapt(trainer, run, has_profiler=config.trainer.profiler is not None and not self.is_guest)
         return trainer
 
 

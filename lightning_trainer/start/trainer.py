@@ -1,10 +1,14 @@
 """Adds the session's own parts to the trainer that the settings describe."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -69,9 +73,27 @@ def trainer_arguments(
     return arguments
 
 
-def adapt(trainer: pl.Trainer, has_profiler: bool) -> None:
+@contextlib.contextmanager
+def without_asking_for_gpus() -> Iterator[None]:
+    """Tells torch that there is no GPU, on a machine without one.
+
+    Lightning 2.0 sets PYTORCH_NVML_BASED_CUDA_CHECK. A torch that is built for CUDA then tries to
+    load NVIDIA's library in each step of an optimiser, at 0.1 ms.
+    """
+    name = "CUDA_VISIBLE_DEVICES"
+    hide = name not in os.environ and not torch.cuda.device_count()
+    if hide:
+        os.environ[name] = ""
+    try:
+        yield
+    finally:
+        if hide:
+            del os.environ[name]
+
+
+def adapt(trainer: pl.Trainer, run: RunState, has_profiler: bool) -> None:
     """Makes the steps cheaper, and a profiler of the settings write into the session folder."""
-    skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
+    run.at_end(skip_empty_hooks(trainer.callbacks))  # type: ignore[attr-defined]
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
     if has_profiler and not profiler.filename:  # without a file it would only print
         profiler.filename = "profile"

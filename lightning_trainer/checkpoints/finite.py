@@ -8,6 +8,7 @@ import torch
 
 from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.averaging import load_average
+from lightning_trainer.checkpoints.writing import finish
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import reach
 
@@ -51,8 +52,7 @@ def check_finite(trainer: pl.Trainer, run: RunState) -> None:
 
 
 def _react(trainer: pl.Trainer, run: RunState, what: str) -> None:
-    if run.writing:
-        run.writing.result.result()
+    finish(trainer, run)
     path, iteration = run.session.last_checkpoint, trainer.global_step
     reached = trainer.strategy.broadcast(reach(path))  # a text if there is no checkpoint
     good = None if isinstance(reached, str) else reached[0]

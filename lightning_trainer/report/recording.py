@@ -11,7 +11,6 @@ from lightning_trainer.report.summary import signal_of
 from lightning_trainer.run.state import RunCallback
 from lightning_trainer.session.checkpoint_header import KEY
 from lightning_trainer.session.run_record import RunRecord, describe, process_name
-from lightning_trainer.session.secrets import secret_texts
 
 
 class RecordRun(RunCallback):
@@ -44,14 +43,14 @@ class RecordRun(RunCallback):
         self._end(trainer, "finished", reason, by)
 
     def teardown(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        if trainer.state.fn != "fit" and self._record and self._record.state == "running":
+        if trainer.state.fn != "fit":
             self._end(trainer, "finished")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if name := signal_of(exception):
             self._end(trainer, "interrupted", name, "signal")
         else:
-            reason = describe(exception, secret_texts(self.run.settings))
+            reason = describe(exception, self.run.secrets)
             self._end(trainer, "failed", reason, process_name())
 
     def _begin(self, trainer: pl.Trainer) -> None:
@@ -60,7 +59,7 @@ class RecordRun(RunCallback):
             self._write(trainer)
 
     def _end(self, trainer: pl.Trainer, state: Any, reason: str = "", by: str = "") -> None:
-        if self._record is not None:
+        if self._record is not None and self._record.state == "running":  # the first word counts
             self._record.end(state, reason, by)
             self._write(trainer)
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
 from lightning_trainer.session.folder import go_on_command
+from lightning_trainer.session.run_record import RunRecord
 
 
 class Summarise(RunCallback):
@@ -40,6 +41,11 @@ class Summarise(RunCallback):
             self._print(trainer, f"\nStopped{cause} at iteration {trainer.global_step}")
 
     def _refuse(self, trainer: pl.Trainer) -> None:
+        folder = self.run.session.path
+        record = RunRecord.read(folder) if trainer.is_global_zero else None
+        if record:
+            record.end("finished", "nothing was left to do", "")
+            record.write(folder)
         raise ValueError(
             f"nothing left to do: iteration {trainer.global_step} is the last one. To go on, "
             "raise `--trainer.max_epochs`"

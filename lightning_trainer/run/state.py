@@ -2,7 +2,7 @@
 
 import atexit
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +114,7 @@ class RunState:
     # start/trainer.py, before the callbacks are made
     session: Session
     settings: Mapping[str, Any] = field(default_factory=dict)  # as plain types, without secrets
+    secrets: Sequence[str] = ()  # texts that nothing in the session may show
     save_minutes: float = 10.0  # a crash loses at most so much training
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written

@@ -71,6 +71,15 @@ class RunRecord:
         return cls(**known) if typed else None
 
 
+def note_start(folder: Path, command: str) -> None:
+    """Marks the run in a session folder as running, with the numbers that it had reached."""
+    record, before = RunRecord(command=command), RunRecord.read(folder)
+    if before and before.command == command:
+        record.iteration, record.n_iterations = before.iteration, before.n_iterations
+        record.score, record.times = before.score, before.times
+    record.write(folder)
+
+
 def note_failure(folder: Path, command: str, ex: BaseException, secrets: Iterable[str]) -> None:
     """Writes an error into the run.json of a session folder, unless the session has finished."""
     record = RunRecord.read(folder) or RunRecord(command=command)

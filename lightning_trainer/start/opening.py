@@ -12,6 +12,7 @@ from lightning_trainer.session.checkpoint_header import reach
 from lightning_trainer.session.environment import describe_environment, uncommitted_changes
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
+from lightning_trainer.session.run_record import note_start
 from lightning_trainer.session.secrets import scrub, secret_texts
 from lightning_trainer.session.settings import differences, dump_settings
 from lightning_trainer.start.launch import end_with_parent, is_first_process, n_processes
@@ -124,5 +125,6 @@ def record(session: Session, request: Request) -> None:
         describe_environment(request.typed, n, sessions),
         uncommitted_changes(sessions, request.secrets),
     )
+    note_start(session.path, request.command)
     if changes:
         print("What differs from before:", *changes, sep="\n    ", flush=True)

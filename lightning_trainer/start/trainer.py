@@ -43,6 +43,7 @@ def run_state(
     return RunState(
         session,
         request.settings,
+        request.secrets,
         config.save_minutes,
         config.on_non_finite,
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
 from lightning_trainer.report.summary import signal_of
 from lightning_trainer.session.record import Record
-from lightning_trainer.session.run_record import RunRecord
+from lightning_trainer.session.run_record import RunRecord, note_failure
 
 
 class Act(Callback):
@@ -100,6 +100,33 @@ def test_a_session_that_has_nothing_left_to_do_stays_finished(run, config, sessi
     assert code == 1
     assert "nothing left to do" in err
     assert ended(sessions()[0])[0] == "finished"
+
+
+def test_a_finished_session_whose_next_start_fails_is_failed_with_its_numbers(
+    run, config, sessions, monkeypatch
+):
+    assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
+    monkeypatch.setattr(TinyModule, "create_model", NoData.create_model)
+    code, _, _ = run("fit", "--ckpt_path", sessions()[0], "--trainer.max_steps=9")
+    assert code == 1
+    assert ended(sessions()[0])[::3] == ("failed", 5)
+    assert RunRecord.read(sessions()[0]).score["iteration"] == 5
+
+
+class Late(Callback):
+    def on_fit_end(self, *args) -> None:
+        raise RuntimeError("after the end")
+
+
+def test_what_fails_after_the_end_changes_no_finished_run(run, config, sessions):
+    late = "--trainer.callbacks=test_recording.Late"
+    assert run("fit", "--config", config, "--trainer.max_steps=5", late)[0] == 1
+    assert ended(sessions()[0])[0] == "finished"
+
+
+def test_no_secret_of_an_option_is_in_the_reason(tmp_path):
+    note_failure(tmp_path, "fit", ValueError("refused for abcd1234efgh"), ["abcd1234efgh"])
+    assert RunRecord.read(tmp_path).reason == "ValueError: refused for ***"
 
 
 def test_a_test_leaves_the_record_of_the_training_and_has_one_where_it_is_alone(

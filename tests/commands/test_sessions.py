@@ -255,7 +255,8 @@ def test_what_real_runs_leave_is_what_is_shown(run, config, sessions):
     failing = ["--tag=failing", "--model.learning_rate=1e38", "--trainer.max_steps=50"]
     assert run_process("fit", "--config", config, *failing).returncode == 1
     experiments = sessions()[0].parent
-    tiny, failed = json.loads(run("sessions", experiments, "--format", "json")[1])
+    # By tag: both may have started within one second.
+    failed, tiny = json.loads(run("sessions", experiments, "--sort=tag", "--format=json")[1])
     assert (tiny["tag"], failed["tag"]) == ("tiny", "failing")
     assert (tiny["state"], failed["state"]) == ("finished", "failed")
     assert (tiny["iterations"], tiny["max_steps"]) == (23, 23)

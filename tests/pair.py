@@ -35,7 +35,7 @@ def check(config: str, folder: Path, hook: str, kills: range, flags: list[str]) 
     expected = result(newest(folder))
     for k in kills:
         session = copies / str(k)
-        assert run("fit", "--ckpt_path", session) == 0
+        assert run("fit", "--ckpt_path", session, "--save_minutes=10") == 0
         equal = same(result(session), expected)
         print(f"killed at {k}: {'equal' if equal else 'different'}", flush=True)
 

@@ -217,6 +217,11 @@ def run_process(*args: object, fork: bool = True) -> subprocess.CompletedProcess
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: at times one waits for a disk, a signal or another process."""
+    return len(os.sched_getaffinity(0)) + 1 if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what lives as long as the tests: modules, and the tests."""
     gc.collect()

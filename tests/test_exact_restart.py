@@ -29,7 +29,7 @@ def test_killed_after_any_iteration_it_goes_on_bitwise(
     expected = result(sessions()[0])
     for k in kills:
         session = tmp_path / "killed" / str(k)
-        code, _, err = run("fit", "--ckpt_path", session)
+        code, _, err = run("fit", "--ckpt_path", session, "--save_minutes=10")
         assert code == 0, err
         assert same(result(session), expected), f"killed after iteration {k}"
 

@@ -10,9 +10,13 @@ from time import perf_counter
 from typing import Any, cast
 
 import lightning.pytorch as pl
-from torch import Generator
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_trainer.base.copying import CopyAhead
 from lightning_trainer.base.hook_checks import require_hooks
 from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 
@@ -27,9 +31,12 @@ class SessionLoader(DataLoader[Any]):
     sampler: ExactSampler
     restored: dict[str, int] | None = None  # the state that was loaded
     fetch_started_s = 0.0  # by `perf_counter`, when the newest batch was asked for
+    copy_ahead: CopyAhead | None = None  # on a GPU; without it each batch is copied when it is used
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
+        batches: Iterator[Any] = super().__iter__()
+        if self.copy_ahead:
+            batches = self.copy_ahead(batches)
         while True:
             self.fetch_started_s = perf_counter()
             try:
@@ -38,6 +45,7 @@ class SessionLoader(DataLoader[Any]):
                 return
             self.sampler.advance()
             yield batch
+            del batch  # its memory may serve the next one
 
     def state_dict(self) -> dict[str, int]:
         """Samples: used so far by all processes, over all epochs; of the data; of a batch."""
@@ -96,10 +104,10 @@ class BaseDataModule(pl.LightningDataModule):
         Called once in every process; download in `prepare_data`.
 
         A dataset may make a whole batch at once by `get_batch(indices, seeds)`, which returns a
-        dict of tensors. `indices` and `seeds` are int64 (B,). A seed depends on the run's seed, the
-        epoch and the sample; use it for that sample's random transforms (as in
-        `random_crop_and_flip`). Or it may have torch's `__getitems__(indices)`, and
-        `collate_fn(samples)` to make the batch from the result.
+        dict of tensors, with `n_workers` 0 also tensors on the GPU. `indices` and `seeds` are int64
+        (B,). A seed depends on the run's seed, the epoch and the sample; use it for that sample's
+        random transforms (as in `random_crop_and_flip`). Or it may have torch's
+        `__getitems__(indices)`, and `collate_fn(samples)` to make the batch from the result.
         """
 
     def setup(self, stage: str) -> None:
@@ -135,17 +143,9 @@ class BaseDataModule(pl.LightningDataModule):
             ValueError: If the dataset is not set, or empty.
         """
         dataset, trainer = self._get_dataset(attribute), self.trainer
-        makes_batch = hasattr(dataset, "get_batch")
-        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
-        options: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "num_workers": self.n_workers,
-            "collate_fn": _unchanged if makes_batch else getattr(dataset, "collate_fn", None),
-            "pin_memory": on_gpu,
-            "persistent_workers": self.n_workers > 0,
-            "worker_init_fn": _leave_signals_to_main_process,
-            "generator": Generator(),  # its own: iterating must not draw from the global one
-        }
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        on_gpu = device.type == "cuda"
+        options = _options(dataset, self.batch_size, self.n_workers, on_gpu)
         if isinstance(dataset, IterableDataset):
             return DataLoader(dataset, **options)
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
@@ -153,8 +153,15 @@ class BaseDataModule(pl.LightningDataModule):
         n_samples = len(cast(Sized, dataset))
         sampler = ExactSampler(n_samples, self.batch_size, seed, shuffle, **replicas)
         # By name, because Lightning reads them to make another loader for `predict`.
-        loader_class = SessionLoader if shuffle else DataLoader
-        return loader_class(dataset=SeededDataset(dataset, seed), sampler=sampler, **options)
+        options |= {"dataset": SeededDataset(dataset, seed), "sampler": sampler}
+        if not shuffle:
+            return DataLoader(**options)
+        loader = SessionLoader(**options)
+        if on_gpu and trainer and not _see_batch_on_host(self, trainer.lightning_module):
+            # What workers fetch is settled long before. Without them a dataset may look at what the
+            # step before has changed: nothing is fetched early.
+            loader.copy_ahead = CopyAhead(device, n_ahead=min(self.n_workers, 1))
+        return loader
 
     def _create_once(self) -> None:
         if not self.__created:
@@ -177,8 +184,36 @@ class BaseDataModule(pl.LightningDataModule):
         return cast("Dataset[Any]", dataset)
 
 
+def _options(
+    dataset: Dataset[Any], batch_size: int, n_workers: int, on_gpu: bool
+) -> dict[str, Any]:
+    makes_batch = hasattr(dataset, "get_batch")
+    collate = _unchanged if makes_batch else getattr(dataset, "collate_fn", None)
+    pins_itself = on_gpu and makes_batch and not n_workers
+    return {
+        "batch_size": batch_size,
+        "num_workers": n_workers,
+        "collate_fn": _pin if pins_itself else collate,
+        "pin_memory": on_gpu and not pins_itself,
+        "persistent_workers": n_workers > 0,
+        "worker_init_fn": _leave_signals_to_main_process,
+        "generator": Generator(),  # its own: iterating must not draw from the global one
+    }
+
+
+def _see_batch_on_host(*owners: Any) -> bool:
+    """Whether a project's hook gets the batch before it is on the device."""
+    hooks = ("on_before_batch_transfer", "transfer_batch_to_device")
+    return any(is_overridden(hook, owner) for hook in hooks for owner in owners)
+
+
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _pin(batch: Any) -> Any:
+    """Pins what is in host memory; torch's loader would refuse a tensor on the GPU."""
+    return apply_to_collection(batch, Tensor, lambda t: t.pin_memory() if t.is_cpu else t)
 
 
 def _leave_signals_to_main_process(worker_id: int) -> None:

@@ -113,8 +113,9 @@ class BaseModule(pl.LightningModule):
 
         Each is a torchmetrics `Metric`, or a `MetricCollection` whose names appear in the log; one
         may be a `.clone()` of the other. Train metrics are over all training batches since the last
-        validation. Give classification metrics `validate_args=False`: the check synchronises the
-        device in each batch.
+        validation. On a GPU a metric may make the host wait in each batch, and a run names the
+        train metrics that do. Classification metrics wait by `validate_args`, by `ignore_index`
+        and, if multiclass, by any `average` but "micro", as `torch.bincount` reads values back.
         """
 
     @abstractmethod

@@ -7,14 +7,21 @@ one integer: the samples used so far.
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
 from lightning_trainer.internals import seed_gpu
+
+_GPU_IN_WORKER = (
+    "`get_batch` uses a GPU, which it can't in a worker: set `--data.n_workers 0`, or let it "
+    "return tensors in host memory"
+)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -160,5 +167,24 @@ class SeededDataset(Dataset[Any]):
 
     def _get_batch(self, keys: list[int]) -> Any:
         seed_generators(derive_seed(self.seed, "sample", keys[0]))
-        at = torch.tensor(keys)
-        return self.dataset.get_batch(at % self._n_samples, at ^ self._base)  # type: ignore[attr-defined]
+        at, get_batch = torch.tensor(keys), self.dataset.get_batch  # type: ignore[attr-defined]
+        if get_worker_info() is not None:
+            get_batch = partial(_without_gpu, get_batch)
+        return get_batch(at % self._n_samples, at ^ self._base)
+
+
+def _without_gpu(get_batch: Callable[..., Any], indices: Tensor, seeds: Tensor) -> Any:
+    """Calls `get_batch` in a worker; a RuntimeError names the remedy if it uses a GPU.
+
+    A forked process can't use one, and torch can't pin what a process of another kind returns.
+    """
+    try:
+        batch = get_batch(indices, seeds)
+    except RuntimeError as ex:
+        if "CUDA" in str(ex):
+            raise RuntimeError(_GPU_IN_WORKER) from ex
+        raise
+    values = batch.values() if isinstance(batch, Mapping) else ()
+    if not all(value.is_cpu for value in values if isinstance(value, Tensor)):
+        raise RuntimeError(_GPU_IN_WORKER)
+    return batch

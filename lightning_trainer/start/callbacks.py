@@ -24,6 +24,7 @@ from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
 from lightning_trainer.run.sharing import ShareSession
 from lightning_trainer.run.state import RunState
+from lightning_trainer.run.waiting import NameWaitingMetrics
 
 
 def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callback]:
@@ -36,6 +37,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         ValidationSchedule(run),  # before the log line, which shows the time left
         ApplyChangedSettings(run),  # before the log line, which tells the learning rate
         WarnOfInexactRestart(run),  # before the first line of the run that goes on
+        NameWaitingMetrics(run),  # watches one batch: any place would do
         PrintProgress(run),  # ends the step's time before others take theirs
         GuardAgainstNonFinite(run),  # before a useless validation
         ReportEvaluation(run),  # finds the best score before others use it

@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 import subprocess
+import weakref
 from itertools import chain, islice
 from time import perf_counter
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_trainer import BaseDataModule
+from lightning_trainer.base import sampling
 from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.base.sampling import seed_generators
 
@@ -267,6 +269,77 @@ def test_a_dataset_may_fetch_whole_batches_and_collate_them_itself(n_workers):
     assert_same_batches(batches, list(data.val_dataloader()))
 
 
+class OnDevice(Dataset):
+    """Makes whole batches, one part of them on a device; "meta" stands in for a GPU."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def get_batch(self, indices: torch.Tensor, seeds: torch.Tensor) -> dict[str, Any]:
+        return {"i": indices, "x": torch.ones(len(indices), 2, device="meta"), "name": "a"}
+
+
+def on_gpu(data: Any) -> Any:
+    """The data, asked for their loaders by a trainer on a GPU."""
+    data.trainer = SimpleNamespace(
+        distributed_sampler_kwargs=None,
+        lightning_module=TinyModule(),
+        overfit_batches=0,
+        strategy=SimpleNamespace(root_device=torch.device("cuda")),
+    )
+    return data
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_get_batch_may_return_tensors_on_the_device(name, monkeypatch):
+    pinned = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_cpu:
+            raise RuntimeError("only dense CPU tensors can be pinned")
+        pinned.append(tensor.tolist())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    loader = getattr(on_gpu(data_of(OnDevice(), batch_size=4, n_workers=0)), name)()
+    for batch in loader:
+        assert batch["x"].device == torch.device("meta")
+        assert batch["name"] == "a"
+        assert batch["i"].tolist() == pinned.pop()
+        assert pinned == []
+
+
+@pytest.mark.parametrize(("n_workers", "dataset"), [(1, OnDevice()), (0, TinyDataset())])
+def test_torch_pins_what_workers_fetch_and_what_it_collates(n_workers, dataset):
+    data = on_gpu(data_of(dataset, n_workers=n_workers))
+    assert data.train_dataloader().pin_memory and data.val_dataloader().pin_memory
+
+
+class ForkedGpu(OnDevice):
+    def get_batch(self, indices: torch.Tensor, seeds: torch.Tensor) -> dict[str, Any]:
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
+
+
+class Broken(OnDevice):
+    def get_batch(self, indices: torch.Tensor, seeds: torch.Tensor) -> dict[str, Any]:
+        raise RuntimeError("the project's own fault")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (OnDevice(), r"set `--data.n_workers 0`, or let it return tensors in host memory$"),
+        (ForkedGpu(), r"set `--data.n_workers 0`, or let it return tensors in host memory$"),
+        (Broken(), "^the project's own fault$"),
+    ],
+)
+def test_a_worker_that_can_not_use_the_device_says_what_to_set(dataset, message, monkeypatch):
+    monkeypatch.setattr(sampling, "get_worker_info", SimpleNamespace)  # as in a worker
+    with pytest.raises(RuntimeError, match=message):
+        next(iter(data_of(dataset, n_workers=0).train_dataloader()))
+
+
 def test_each_process_takes_its_slice_of_the_global_batches():
     """A stand-in for the trainer of two processes: starting them takes long."""
     data = tiny_data(batch_size=2)
@@ -325,6 +398,20 @@ def test_the_main_process_keeps_its_signal_handlers():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     list(tiny_data(n_workers=1).train_dataloader())
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_batch_is_let_go_before_the_next_is_fetched():
+    class Notes(WholeBatches):
+        def __getitems__(self, asked: list[int]) -> dict[str, torch.Tensor]:
+            n_alive.append(sum(batch() is not None for batch in handed_out))
+            return super().__getitems__(asked)
+
+    n_alive: list[int] = []
+    handed_out: list[Any] = []
+    for batch in data_of(Notes(), batch_size=4, n_workers=0).train_dataloader():
+        handed_out.append(weakref.ref(batch["i"]))
+        del batch
+    assert n_alive == [0, 0, 0]
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])

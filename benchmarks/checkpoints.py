@@ -12,7 +12,8 @@ import torch
 from common import alternate, report, spread
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_trainer.checkpoints.files import AtomicCheckpointIO, copy_to_host
+from lightning_trainer.checkpoints.files import AtomicCheckpointIO
+from lightning_trainer.checkpoints.staging import copy_to_host
 
 
 def time_saves(n_bytes: int, n_rounds: int, folder: Path) -> str:

@@ -22,9 +22,10 @@ from lightning_trainer.run.state import RunState, Writing
 def goes_on_meanwhile(trainer: pl.Trainer) -> bool:
     """Whether training goes on while a checkpoint is written.
 
-    That needs a copy of the weights on the host. Weights on the CPU would be there twice.
+    That needs a copy of the weights on the host. Weights on the CPU would be there twice, and so
+    would those of an Apple GPU, which has no memory of its own.
     """
-    return trainer.strategy.root_device.type != "cpu"
+    return trainer.strategy.root_device.type not in ("cpu", "mps")
 
 
 def begin(trainer: pl.Trainer, run: RunState) -> None:

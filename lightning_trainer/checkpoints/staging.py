@@ -72,9 +72,7 @@ def pinned_memory(n_bytes: int) -> UntypedStorage:
     Raises:
         RuntimeError: If there is none left.
     """
-    pinned = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
-    storage: UntypedStorage = pinned.untyped_storage()
-    return storage
+    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True).untyped_storage()
 
 
 def _mark(device: torch.device) -> torch.cuda.Event:
@@ -85,7 +83,9 @@ def _mark(device: torch.device) -> torch.cuda.Event:
 
 
 def _copy_and_wait(storage: UntypedStorage) -> UntypedStorage:
-    return storage.clone() if storage.device.type == "cpu" else storage.cpu()
+    on_host = storage.device.type == "cpu"
+    copied: UntypedStorage = storage.clone() if on_host else storage.cpu()
+    return copied
 
 
 def copy_to_host(

@@ -39,7 +39,8 @@ def begin(trainer: pl.Trainer, run: RunState) -> None:
 def write(trainer: pl.Trainer, run: RunState, *names: Path) -> bool:
     """Writes a checkpoint under each name; returns False if that has failed already.
 
-    All processes meet here. Only the first one writes, in a thread.
+    All processes meet here. Only the first one writes, in a thread; Lightning writes a sharded
+    checkpoint at once, on all.
     """
     finish(trainer, run)
     started_s = perf_counter()

@@ -12,7 +12,8 @@ import torch
 from common import alternate, report, spread
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lightning_trainer.checkpoints.files import AtomicCheckpointIO, copy_to_host
+from lightning_trainer.checkpoints.files import AtomicCheckpointIO
+from lightning_trainer.checkpoints.staging import copy_to_host
 
 
 def time_saves(n_bytes: int, n_rounds: int, folder: Path) -> str:
@@ -47,8 +48,8 @@ if __name__ == "__main__":
         sizes = ((100_000, 30), (400_000_000, 7))
         texts = [time_saves(n_bytes, n_rounds, Path(temporary)) for n_bytes, n_rounds in sizes]
     last = (
-        "Lightning's own is neither flushed nor read back, and holds the file a second time. With "
-        "the weights on a GPU training waits for a copy only, from there to the host; the one "
-        "measured is from host to host."
+        "Lightning's own is neither flushed nor read back, and holds the file a second time. The "
+        "copy measured is from host to host. One from a GPU goes into pinned memory, and training "
+        "does not wait for it: not measured."
     )
     report("A checkpoint", "\n\n".join([*texts, last]))

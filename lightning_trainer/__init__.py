@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_trainer.base.data import BaseDataModule
     from lightning_trainer.base.module import BaseModule
+    from lightning_trainer.checkpoints.averaging import AverageWeights
     from lightning_trainer.images.augmentation import random_crop_and_flip
     from lightning_trainer.images.mistakes import ShowMistakes
     from lightning_trainer.images.predictions import draw_predictions
     from lightning_trainer.report.flops import ReportFlops
 
 __all__ = [
+    "AverageWeights",
     "BaseDataModule",
     "BaseModule",
     "ReportFlops",
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AverageWeights": "lightning_trainer.checkpoints.averaging",
     "BaseDataModule": "lightning_trainer.base.data",
     "BaseModule": "lightning_trainer.base.module",
     "ReportFlops": "lightning_trainer.report.flops",

@@ -170,7 +170,7 @@ def test_the_entry_point_knows_only_the_command_line():
 
 def test_the_public_names_are_those_a_project_needs():
     assert lightning_trainer.__all__ == [
-        *("BaseDataModule", "BaseModule", "ReportFlops", "ShowMistakes"),
+        *("AverageWeights", "BaseDataModule", "BaseModule", "ReportFlops", "ShowMistakes"),
         *("draw_predictions", "random_crop_and_flip"),
     ]
     assert all(hasattr(lightning_trainer, name) for name in lightning_trainer.__all__)

@@ -107,14 +107,31 @@ def test_the_traceback_of_the_process_that_fails_is_the_last_thing_shown(
     assert "KeyError: 'boom'" in (sessions()[0] / "log.txt").read_text()
 
 
-def test_a_process_that_is_killed_ends_the_others_in_seconds(config, sessions):
-    process, second = start_two(config)
+STUCK = """
+import time
+from conftest import TinyModule
+
+class StuckModule(TinyModule):
+    def cpu(self):
+        time.sleep(1000)
+"""
+
+
+def test_a_process_that_is_killed_ends_the_others_in_seconds(
+    tmp_path, monkeypatch, config, sessions
+):
+    # A GPU that waits for the other process never comes to copy the weights to the host.
+    (tmp_path / "stuck.py").write_text(STUCK)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    process, second = start_two(config, "--model=stuck.StuckModule")
     os.kill(second, signal.SIGKILL)
     started_s = time.monotonic()
-    _, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=30)
     assert time.monotonic() - started_s < 15
     assert process.returncode != 0
-    assert "contact with another process was lost" in err
+    assert "contact with another process was lost" in err.splitlines()[-1]
+    assert "Stopped at iteration" in out
+    assert "contact with another process was lost" in (sessions()[0] / "log.txt").read_text()
 
 
 def test_several_processes_refuse_to_validate_by_the_clock(config):

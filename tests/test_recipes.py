@@ -80,7 +80,7 @@ def test_a_search_gives_a_session_for_each_trial_and_goes_on(place):
 
 
 def test_averaged_weights_are_scored_and_tested(place):
-    [command] = re.findall(r"^python (cli.py fit .*EMAWeightAveraging.*)$", RECIPES, re.M)
+    [command] = re.findall(r"^python (cli.py fit .*AverageWeights.*)$", RECIPES, re.M)
     process = sh(f"python {command} {SMALL}", place)
     assert (process.returncode, process.stderr) == (0, "")
     best = re.search(r"^Best score: +(\S+)", process.stdout, re.M)[1]

@@ -1,7 +1,6 @@
 """Writes checkpoint files: a crash leaves the whole old one or the whole new one."""
 
 import contextlib
-import copy
 import errno
 import itertools
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightning_trainer.checkpoints.staging import Staging
 from lightning_trainer.session.checkpoint_header import find_fault
 
 
@@ -30,6 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().__init__()
         self._writes: list[Callable[[], None]] | None = None
         self._copying = False
+        self._staging = Staging()
         self._proven = False
         self._n_bytes = 0  # of the newest file
 
@@ -40,11 +41,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: If it can't be written; the file that was there is still whole.
             TypeError: If the first checkpoint of a run has a part that can't be loaded safely.
         """
+        write = partial(self._save, target=os.fspath(path))
         if self._writes is None:
-            self._save(checkpoint, os.fspath(path))
+            write(checkpoint)
+        elif self._copying:
+            self._writes.append(self._staging.stage(checkpoint, write))
         else:
-            kept = copy_to_host(checkpoint) if self._copying else checkpoint
-            self._writes.append(partial(self._save, kept, os.fspath(path)))
+            self._writes.append(partial(write, checkpoint))
 
     def load_checkpoint(
         self,
@@ -143,33 +146,6 @@ def _unsafe(value: Any, where: str = "") -> Iterator[str]:
             yield from _unsafe(item, f"{where}[{i}]")
     elif not isinstance(value, _SAFE) or type(value).__module__ not in _SAFE_MODULES:
         yield f"`{where}`, a {type(value).__name__},"
-
-
-def copy_to_host(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A copy that training does not change, with all tensors in the host's memory.
-
-    Tensors that share memory, as tied weights do, share it in the copy.
-    """
-    storages: dict[int, torch.UntypedStorage] = {}
-    copies: dict[int, Any] = {}
-
-    def copy_tensors(value: Any) -> None:
-        if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
-            copies[id(value)] = value.detach().cpu().clone()
-        elif isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            at = storage.data_ptr()
-            if at not in storages:
-                storages[at] = storage.cpu() if value.is_cuda else storage.clone()
-            host = torch.empty(0, dtype=value.dtype)
-            host.set_(storages[at], value.storage_offset(), value.shape, value.stride())
-            copies[id(value)] = host
-        elif isinstance(value, dict | list | tuple | set):
-            for item in value.values() if isinstance(value, dict) else value:
-                copy_tensors(item)
-
-    copy_tensors(checkpoint)
-    return copy.deepcopy(checkpoint, copies)
 
 
 def unused_name(target: Path) -> Path:

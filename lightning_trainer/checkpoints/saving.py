@@ -26,7 +26,8 @@ class SaveCheckpoints(RunCallback, Checkpoint):
     of these points; a run that ends without its last one fails.
 
     Weights on a GPU are only copied to the host. A thread writes the copy while training goes on,
-    and the next save waits for it.
+    and the next save waits for it. A sharded checkpoint (`ModelParallelStrategy`, FSDP) is written
+    by Lightning itself, while training waits.
 
     Lightning calls it after all other callbacks, because it derives from `Checkpoint`.
     """

@@ -22,9 +22,10 @@ from lightning_trainer.run.state import RunState, Writing
 def goes_on_meanwhile(trainer: pl.Trainer) -> bool:
     """Whether training goes on while a checkpoint is written.
 
-    That needs a copy of the weights on the host. Weights on the CPU would be there twice.
+    That needs a copy of the weights on the host. Weights on the CPU would be there twice, and so
+    would those of an Apple GPU, which has no memory of its own.
     """
-    return trainer.strategy.root_device.type != "cpu"
+    return trainer.strategy.root_device.type not in ("cpu", "mps")
 
 
 def begin(trainer: pl.Trainer, run: RunState) -> None:
@@ -38,7 +39,8 @@ def begin(trainer: pl.Trainer, run: RunState) -> None:
 def write(trainer: pl.Trainer, run: RunState, *names: Path) -> bool:
     """Writes a checkpoint under each name; returns False if that has failed already.
 
-    All processes meet here. Only the first one writes, in a thread.
+    All processes meet here. Only the first one writes, in a thread; Lightning writes a sharded
+    checkpoint at once, on all.
     """
     finish(trainer, run)
     started_s = perf_counter()

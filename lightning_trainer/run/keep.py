@@ -1,4 +1,4 @@
-"""KeepState: counts iterations, sums losses, and saves the shared state in each checkpoint."""
+"""KeepState: counts iterations, sums losses, notes the first error, saves the shared state."""
 
 from dataclasses import asdict
 from typing import Any
@@ -77,3 +77,7 @@ class KeepState(RunCallback):
 
     def on_train_end(self, *_: Any) -> None:
         self.run.goes_on = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, Exception) and self.run.failure is None:
+            self.run.failure = exception

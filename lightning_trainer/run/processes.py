@@ -1,5 +1,6 @@
 """Processes: decisions that all processes share, without waiting for the device."""
 
+from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
@@ -16,10 +17,14 @@ class Processes:
 
     One process decides alone, at each batch. Several meet about once a second, at the same batch,
     to act on a signal or on the time to save. The cost of that is too small to measure.
+
+    Args:
+        timeout: How long a meeting waits for a process that does not come; None is torch's default.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta | None = None) -> None:
         self.meeting = True  # whether the processes meet at the end of this batch
+        self._timeout = timeout
         self._group: Any = None
         self._batches = 0
         self._interval = 1  # batches
@@ -28,7 +33,7 @@ class Processes:
     def start(self, trainer: pl.Trainer) -> None:
         """Makes the group; all processes meet here."""
         if trainer.world_size > 1 and self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(timeout=self._timeout, backend="gloo")
         self._batches, self._interval, self._met_s = 0, 1, perf_counter()
 
     def close(self) -> None:

@@ -129,6 +129,7 @@ class RunState:
     losses: LossSum = field(default_factory=LossSum)  # since `window_start`
     goes_on: bool = False  # whether training goes on from a checkpoint
     n_processes_before: int | None = None  # processes of the run that wrote that checkpoint
+    failure: Exception | None = None  # the first error; ending the run may raise others
 
     # ValidationSchedule
     n_iterations: float = math.inf  # of the whole run

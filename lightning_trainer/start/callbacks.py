@@ -25,6 +25,7 @@ from lightning_trainer.run.seeding import SeedEachStep
 from lightning_trainer.run.sharing import ShareSession
 from lightning_trainer.run.state import RunState
 from lightning_trainer.run.waiting import NameWaitingMetrics
+from lightning_trainer.start.failure import SkipTeardown
 
 
 def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callback]:
@@ -51,5 +52,6 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         RecordRun(run),  # after Summarise has refused a run: its record stays
         *added,  # before the checkpoint of the same batch
         StopOnSignal(run),  # at the end of an iteration
+        SkipTeardown(run),  # after all that tells of the end, before SaveCheckpoints waits
         *([SaveCheckpoints(run)] if run.saves else []),  # Lightning moves a Checkpoint to the end
     ]

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import yaml
@@ -19,13 +19,19 @@ from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
 from lightning_trainer.internals import root_cause
+from lightning_trainer.run.state import RunState
 from lightning_trainer.session.environment import job_id, shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings
 from lightning_trainer.session.terminal import TerminalLog
-from lightning_trainer.start.failure import FILE_NAME, report_failure
+from lightning_trainer.start.failure import (
+    FILE_NAME,
+    end_at_once,
+    has_lost_contact,
+    report_failure,
+)
 from lightning_trainer.start.launch import is_first_process, random_seed
 from lightning_trainer.start.opening import Request, announce, open_folder, record
 from lightning_trainer.start.parser import SessionParser, parser_arguments
@@ -69,6 +75,7 @@ class SessionCLI(LightningCLI):
     session: Session
     restart: Restart | None = None
     request: Request
+    state: RunState | None = None  # None before the trainer is made
     is_guest = False  # whether another process is using the folder
 
     def __init__(self, argv: list[str], stack: contextlib.ExitStack) -> None:
@@ -88,13 +95,20 @@ class SessionCLI(LightningCLI):
                 args=argv,
             )
         except Exception as ex:
-            # Here the terminal still goes into log.txt.
-            folder = self.session.path if hasattr(self, "session") else None
-            report_failure(ex, folder, getattr(self, "trainer", None))
-            writes = is_first_process() and not self.is_guest
-            if folder is not None and writes and self.request.records:
-                note_failure(folder, self.request.command, root_cause(ex), self.request.secrets)
-            sys.exit(1)
+            # The first error counts: a callback or Lightning may have raised another one after it.
+            self._fail((self.state and self.state.failure) or ex)
+
+    def _fail(self, ex: Exception) -> NoReturn:
+        """Reports an error while the terminal still goes into log.txt, and ends the process."""
+        folder = self.session.path if hasattr(self, "session") else None
+        trainer = getattr(self, "trainer", None)
+        report_failure(ex, folder, trainer)
+        writes = is_first_process() and not self.is_guest
+        if folder is not None and writes and self.request.records:
+            note_failure(folder, self.request.command, root_cause(ex), self.request.secrets)
+        if self.state and trainer and has_lost_contact(ex, trainer):
+            end_at_once(trainer, self.state, self._stack)
+        sys.exit(1)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the typed command: finding the options of another takes 0.1 s."""
@@ -199,6 +213,7 @@ class SessionCLI(LightningCLI):
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
+        self.state = run
         adapt(trainer, run, has_profiler=config.trainer.profiler is not None and not self.is_guest)
         return trainer
 

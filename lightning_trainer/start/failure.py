@@ -2,16 +2,20 @@
 
 import contextlib
 import errno
+import os
 import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch.distributed as dist
 
 from lightning_trainer.internals import root_cause
+from lightning_trainer.run.state import RunCallback, RunState
 
 FILE_NAME = "failure.txt"
 
@@ -22,6 +26,7 @@ _PYTHON = Path(traceback.__file__).parent
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
 _PATIENCE_S = 3.0
+_LAST_WRITES_S = 10.0
 _ENDED = (
     "error: contact with another process was lost, which ended by itself or was killed, e.g. "
     "because memory ran out\n"
@@ -51,10 +56,55 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
     print(text, end="", file=sys.stderr, flush=True)
 
 
+class SkipTeardown(RunCallback):
+    """Keeps Lightning from tearing down a run whose process has lost contact with another one.
+
+    Lightning would copy the weights to the host. On a GPU that waits for all that is queued, which
+    may wait for the other process for ever.
+    """
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if has_lost_contact(exception, trainer):
+            raise exception
+
+
+def has_lost_contact(ex: BaseException, trainer: pl.Trainer) -> bool:
+    """Whether the error is that another process has ended or does not answer."""
+    return trainer.world_size > 1 and (_is_closed(ex) or _is_timeout(ex))
+
+
+def end_at_once(trainer: pl.Trainer, run: RunState, clean_up: contextlib.ExitStack) -> NoReturn:
+    """Ends the process with exit code 1, whatever a GPU is waiting for.
+
+    Numbers, the log, and a checkpoint that is being written have `_LAST_WRITES_S` to be completed.
+    """
+
+    def limit() -> None:
+        time.sleep(_LAST_WRITES_S)
+        os._exit(1)
+
+    threading.Thread(target=limit, daemon=True).start()
+    try:
+        for logger in trainer.loggers:
+            logger.finalize("failed")
+        run.writer.shutdown()
+        clean_up.close()
+    finally:
+        os._exit(1)
+
+
+def _is_closed(ex: BaseException) -> bool:
+    return isinstance(ex, dist.DistError) or any(text in str(ex) for text in _LOST_CONTACT)
+
+
+def _is_timeout(ex: BaseException) -> bool:
+    return "timed out" in str(ex).lower()
+
+
 def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:
     """The text for this process to print; empty if another process prints it."""
-    lost_contact = isinstance(cause, dist.DistError) or any(s in str(cause) for s in _LOST_CONTACT)
-    if "timed out" in str(cause).lower():
+    lost_contact = _is_closed(cause)
+    if _is_timeout(cause):
         text += _TIMED_OUT
     elif lost_contact:
         text += _ENDED

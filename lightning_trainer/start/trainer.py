@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
 from lightning_trainer.internals import skip_empty_hooks, without_profiler
 from lightning_trainer.report.loggers import MetricsFile, SessionTensorBoard
+from lightning_trainer.run.processes import Processes
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.folder import Session
 from lightning_trainer.start.callbacks import all_callbacks
@@ -49,6 +50,7 @@ def run_state(
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,
         is_sessions_own=not is_guest and request.records,
         restored_iteration=restart.iteration if restart else 0,
+        processes=Processes(timedelta(minutes=config.timeout_minutes)),
         at_end=stack.callback,
     )
 

@@ -26,6 +26,7 @@ _OF_CHECKPOINT = (
     "averaging_state.",
     "optimizer_states.",
     "lr_schedulers.",
+    "MixedPrecision.",  # the scale of the loss, with `--trainer.precision 16-mixed`
     "global_step",
     f"{KEY}.best.",
     "loops.fit_loop.state_dict.combined_loader.",  # the position in the samples

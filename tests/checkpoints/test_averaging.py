@@ -1,15 +1,22 @@
-"""Averaged weights, by Lightning's callback: what is scored, kept, and gone on from."""
+"""Averaged weights: what is averaged, scored, kept, and gone on from."""
 
 import csv
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TinyModule, start_process
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.demos.boring_classes import BoringModel
 from restarts import copy_at, result, same
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-AVERAGE = [
+from lightning_trainer import AverageWeights
+
+AVERAGE = ["--trainer.callbacks=lightning_trainer.AverageWeights", "--trainer.callbacks.decay=0.8"]
+LIGHTNINGS = [
     "--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging",
     "--trainer.callbacks.decay=0.8",
 ]
@@ -17,7 +24,10 @@ AVERAGE = [
 
 @pytest.fixture
 def fit(run, config):
-    return lambda *flags: run("fit", "--config", config, *AVERAGE, *flags)
+    def fit_(*flags, average=AVERAGE):
+        return run("fit", "--config", config, *average, *flags)
+
+    return fit_
 
 
 def both(session) -> dict:
@@ -59,17 +69,110 @@ def test_the_average_is_that_of_every_iteration(fit, sessions, monkeypatch):
     torch.testing.assert_close(averaged, expected)
 
 
+def test_the_average_is_lightnings_but_for_the_rounding_and_whole_numbers(fit, sessions):
+    for average in (AVERAGE, LIGHTNINGS):
+        assert fit("--trainer.max_steps=12", average=average)[0] == 0
+    ours, theirs = (torch.load(s / "checkpoints/last.ckpt") for s in sessions())
+    assert ours.keys() == theirs.keys()
+    assert ours["callbacks"] == theirs["callbacks"]
+    # It leaves the training alone.
+    for name in ("current_model_state", "averaging_state", "optimizer_states"):
+        assert same(ours[name], theirs[name]), name
+    n_batches = "model.1.num_batches_tracked"
+    assert ours["state_dict"].pop(n_batches) == ours["current_model_state"][n_batches] == 12
+    assert theirs["state_dict"].pop(n_batches) < 12
+    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"])
+
+
+def test_a_session_of_lightnings_average_goes_on_with_this_one(fit, run, sessions):
+    assert fit("--trainer.max_steps=5", average=LIGHTNINGS)[0] == 0
+    code, _, err = run("fit", "--ckpt_path", sessions()[0], "--trainer.max_steps=6", *AVERAGE)
+    assert (code, "provided" in err) == (0, False)
+    last = torch.load(sessions()[0] / "checkpoints/last.ckpt")
+    assert last["averaging_state"] == {"n_averaged": 6}
+    assert not same(last["state_dict"], dict(last["current_model_state"]))
+
+
+class Mixed(BoringModel):
+    """Parameters of two types, a tied one, and buffers of numbers and of indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half = nn.Linear(3, 3, dtype=torch.bfloat16)
+        self.tied = self.layer
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("index", torch.arange(200))
+
+
+def begin(model: BoringModel, **options) -> tuple[AverageWeights, AveragedModel]:
+    callback = AverageWeights(decay=0.99, **options)
+    callback.setup(None, model, "fit")
+    return callback, callback._average_model
+
+
+def update(callback: AverageWeights, model: BoringModel, step: int) -> None:
+    callback.on_train_batch_end(SimpleNamespace(global_step=step), model, None, None, 0)
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_numbers_are_averaged_and_indices_are_copied(use_buffers):
+    model = Mixed()
+    callback, average = begin(model, use_buffers=use_buffers)
+    expected = None
+    for step in range(1, 4):
+        for tensor in (*model.parameters(), model.mean):
+            tensor.data.normal_()
+        update(callback, model, step)
+        update(callback, model, step)  # a batch without an iteration, as with accumulation
+        new = {name: value.clone() for name, value in model.state_dict().items()}
+        old = expected or new
+        expected = {
+            name: old[name].lerp(value, 1 - 0.99) if value.is_floating_point() else value
+            for name, value in new.items()
+        }
+        if not use_buffers:
+            expected["mean"] = new["mean"]
+    assert same(dict(average.module.state_dict()), expected)
+    assert average.n_averaged == 3
+
+
+def test_an_iteration_reads_nothing_back_from_the_device():
+    model = Mixed().to("meta")  # to read from it is an error
+    callback, average = begin(model)
+    for step in range(1, 4):
+        update(callback, model, step)
+    assert average.n_averaged == 3
+    assert {value.device.type for value in average.module.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_iteration_waits_and_the_average_is_there():
+    model = Mixed().to("cuda")
+    callback, average = begin(model)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 4):
+            update(callback, model, step)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert {value.device.type for value in average.module.state_dict().values()} == {"cuda"}
+
+
 @pytest.mark.parametrize(
-    ("hook", "flags", "kills"),
+    ("average", "hook", "flags", "kills"),
     [
-        ("on_train_batch_end", ["--save_minutes=0"], range(1, 23, 3)),
-        ("on_validation_batch_end", [], (5, 10, 23)),
+        (AVERAGE, "on_train_batch_end", ["--save_minutes=0"], range(1, 23, 3)),
+        (AVERAGE, "on_validation_batch_end", [], (5, 10, 23)),
+        (LIGHTNINGS, "on_train_batch_end", ["--save_minutes=0"], (12,)),
     ],
 )
-def test_killed_it_goes_on_bitwise(fit, run, sessions, monkeypatch, tmp_path, hook, flags, kills):
+def test_killed_it_goes_on_bitwise(
+    fit, run, sessions, monkeypatch, tmp_path, average, hook, flags, kills
+):
     with monkeypatch.context() as patch:
         copy_at(patch, hook, kills, tmp_path / "killed")
-        assert fit(*flags)[0] == 0
+        assert fit(*flags, average=average)[0] == 0
     expected = both(sessions()[0])
     for k in kills:
         session = tmp_path / "killed" / str(k)

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import threading
-from collections import OrderedDict
 
 import lightning.pytorch as pl
 import pytest
@@ -15,7 +14,6 @@ from restarts import Killed, copy_at, kill_at, result, same
 from scripted import PROJECT, validated
 
 from lightning_trainer.checkpoints import writing as checkpoints
-from lightning_trainer.checkpoints.files import copy_to_host
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
 from lightning_trainer.session.folder import Session
 
@@ -389,22 +387,3 @@ def open_and_die_at_12(self, trainer, *args) -> None:
     if trainer.global_step == 12:
         Gate.opened.set()
         raise Killed
-
-
-def test_what_shares_memory_shares_it_in_the_copy():
-    weight = torch.arange(12.0).reshape(3, 4)
-    state = OrderedDict(a=weight, b=weight.t(), c=weight[1], d=torch.eye(2).to_sparse())
-    state._metadata = {"": {"version": 1}}
-    checkpoint = {"state_dict": state, "loops": [{"n": 1}], "same": state}
-    expected = {name: value.clone() for name, value in state.items()}
-    copied = copy_to_host(checkpoint)
-    weight.zero_()
-    checkpoint["loops"][0]["n"] = 2
-    assert copied["loops"] == [{"n": 1}]
-    assert copied["same"] is copied["state_dict"]
-    assert copied["state_dict"]._metadata == {"": {"version": 1}}
-    for name, value in expected.items():
-        assert torch.equal(copied["state_dict"][name].to_dense(), value.to_dense())
-        assert copied["state_dict"][name].stride() == value.stride() or name in "bd"
-    pointers = [copied["state_dict"][name].untyped_storage().data_ptr() for name in "abc"]
-    assert len(set(pointers)) == 1

@@ -1,13 +1,20 @@
 """One message, or a traceback, of what failed first."""
 
+import contextlib
 import errno
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TinyModule
+from lightning.pytorch.callbacks import Callback
 
+from lightning_trainer.run.state import RunState
+from lightning_trainer.session.folder import Session
+from lightning_trainer.session.run_record import RunRecord
 from lightning_trainer.start import failure
-from lightning_trainer.start.failure import report_failure
+from lightning_trainer.start.failure import SkipTeardown, end_at_once, report_failure
 
 
 class Two:
@@ -75,6 +82,83 @@ def test_a_process_that_knows_no_folder_yet_writes_nothing(capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert "KeyError" in shown(capsys, raised(KeyError("a")), Path(), Two(1))
     assert list(tmp_path.iterdir()) == []
+
+
+class LosesItsDevice(TinyModule):
+    """Fails at iteration 3; from then on its device answers every call with an error."""
+
+    lost = False
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 2:
+            self.lost = True
+            raise KeyError("the cause")
+        return super().training_step(batch, batch_idx)
+
+    def cpu(self):
+        if self.lost:
+            raise RuntimeError("device-side assert triggered")
+        return super().cpu()
+
+
+class AsksTheDevice(Callback):
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        pl_module.cpu()
+
+
+@pytest.mark.parametrize("flags", [[], ["--trainer.callbacks+=test_failure.AsksTheDevice"]])
+def test_the_first_error_is_reported_when_ending_the_run_fails_too(run, config, sessions, flags):
+    code, _, err = run("fit", "--config", config, "--model=test_failure.LosesItsDevice", *flags)
+    assert code == 1
+    assert err.endswith("KeyError: 'the cause'\n")
+    assert "device-side" not in err
+    assert RunRecord.read(sessions()[0]).reason == "KeyError: 'the cause'"
+
+
+@pytest.mark.parametrize(
+    ("ex", "world_size", "skipped"),
+    [
+        (RuntimeError("Connection closed by peer [127.0.0.1]:1"), 2, True),
+        (RuntimeError("Timed out waiting 1800000ms for recv operation"), 2, True),
+        (KeyError("a"), 2, False),
+        (RuntimeError("Connection closed by peer"), 1, False),
+    ],
+)
+def test_only_a_process_that_has_lost_another_is_not_torn_down(ex, world_size, skipped):
+    trainer = SimpleNamespace(world_size=world_size)
+    with pytest.raises(type(ex)) if skipped else contextlib.nullcontext():
+        SkipTeardown(RunState(Session())).on_exception(trainer, None, ex)
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_checkpoint_that_is_being_written_is_completed_unless_the_device_is_stuck(
+    monkeypatch, stuck
+):
+    done: list[object] = []
+    ended, never = threading.Event(), threading.Event()
+
+    def end(code: int) -> None:
+        done.append(code)
+        ended.set()
+
+    def write() -> None:
+        (never if stuck else ended).wait(30 if stuck else 0.1)
+        done.append("written")
+
+    monkeypatch.setattr(failure.os, "_exit", end)
+    monkeypatch.setattr(failure, "_LAST_WRITES_S", 1.5)
+    run, clean_up = RunState(Session()), contextlib.ExitStack()
+    clean_up.callback(done.append, "log")
+    logger = SimpleNamespace(finalize=done.append)
+    run.writer.submit(write)
+    trainer = SimpleNamespace(loggers=[logger])
+    before = {*threading.enumerate()}
+    threading.Thread(target=end_at_once, args=(trainer, run, clean_up)).start()
+    assert ended.wait(10)
+    assert done == (["failed", 1] if stuck else ["failed", "written", "log", 1])
+    never.set()
+    for thread in {*threading.enumerate()} - before:  # they would end this process later
+        thread.join()
 
 
 def test_what_a_library_refuses_is_told_with_its_place_in_the_project(run, config, monkeypatch):

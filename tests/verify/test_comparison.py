@@ -178,6 +178,19 @@ def test_each_entry_that_differs_in_a_checkpoint_or_in_metrics_is_named(referenc
     }
 
 
+def test_another_scale_of_the_loss_is_a_difference(reference, tmp_path):
+    scaled = [{**CHECKPOINT, "MixedPrecision": {"scale": 2.0**n}} for n in (15, 16)]
+    first, second = (
+        write_session(tmp_path / str(i), [REFERENCE] * 2, checkpoint, METRICS)
+        for i, checkpoint in enumerate(scaled)
+    )
+    assert compare_bitwise(first, second).differing["checkpoints/last.ckpt"] == [
+        "MixedPrecision.scale"
+    ]
+    lost = compare_bitwise(first, reference)
+    assert lost.differing["checkpoints/last.ckpt"] == ["MixedPrecision.scale"]
+
+
 def test_a_file_that_is_missing_differs_in_all_it_would_hold(reference, tmp_path):
     session = write_session(tmp_path / "other", [REFERENCE] * 2, CHECKPOINT, METRICS)
     (session / "checkpoints/best.ckpt").unlink()

@@ -62,6 +62,34 @@ def call_hooks(callback: "Callback", names: Iterable[str]) -> None:
         vars(callback).pop(name, None)
 
 
+def call_after_module(
+    callback: "Callback", trainer: "pl.Trainer", *names: str
+) -> Callable[[], None]:
+    """Lets Lightning call these hooks of a callback after the module's own of the same name.
+
+    Lightning 2.0 calls those of all callbacks before. Returns a function that restores the order.
+    """
+    module: Any = trainer.lightning_module
+
+    def join(name: str, own: Callable[..., Any]) -> Callable[..., None]:
+        def both(*args: Any) -> None:
+            own(*args)
+            getattr(type(callback), name)(callback, trainer, module, *args)
+
+        return both
+
+    skip_hooks(callback, names)
+    for name in names:
+        setattr(module, name, join(name, getattr(module, name)))
+
+    def restore() -> None:
+        call_hooks(callback, names)
+        for name in names:
+            vars(module).pop(name, None)
+
+    return restore
+
+
 def without_profiler() -> "Profiler":
     """A profiler that measures nothing, at a lower cost than Lightning's default.
 

@@ -11,7 +11,7 @@ from lightning_trainer.checkpoints.averaging import end_validation, share_buffer
 from lightning_trainer.checkpoints.finite import check_finite
 from lightning_trainer.checkpoints.stopping import end_by_signal
 from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, write
-from lightning_trainer.internals import validation_is_due
+from lightning_trainer.internals import call_after_module, validation_is_due
 from lightning_trainer.run.schedule import catch_up
 from lightning_trainer.run.state import RULE, RunCallback
 
@@ -29,7 +29,8 @@ class SaveCheckpoints(RunCallback, Checkpoint):
     and the next save waits for it. A sharded checkpoint (`ModelParallelStrategy`, FSDP) is written
     by Lightning itself, while training waits.
 
-    Lightning calls it after all other callbacks, because it derives from `Checkpoint`.
+    Lightning calls it after all other callbacks, because it derives from `Checkpoint`. What a
+    module does at the end of a batch or a validation, e.g. to a teacher's weights, is saved too.
     """
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -46,6 +47,7 @@ class SaveCheckpoints(RunCallback, Checkpoint):
             write(trainer, run, last)
             finish(trainer, run)
             raise_failure(run)
+        run.at_end(call_after_module(self, trainer, "on_train_batch_end", "on_validation_end"))
         catch_up(trainer, run)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -248,9 +248,22 @@ def add_summary(logger: Any, summary: Any) -> None:
     logger.experiment._get_file_writer().add_summary(summary)
 
 
+# torchmetrics 1.0: numbers that a metric keeps about itself, beside what it measures.
+METRIC_COUNTERS = ("_update_count", "_computed", "_forward_cache", "training")
+
+
 def set_update_count(metric: "Metric", n_updates: int) -> None:
     """Marks a metric whose state was restored as updated; torchmetrics 1.0 has no public way."""
     metric._update_count = n_updates
+
+
+def was_updated(metric: "Metric") -> bool:
+    """Whether a metric, or one within it, has seen a batch.
+
+    torchmetrics 1.0: a metric around others counts no updates, `Running` has a count of its own.
+    """
+    counts = ("_update_count", "_num_vals_seen")
+    return any(getattr(m, name, 0) for m in metric.modules() for name in counts)
 
 
 def update_groups(metrics: "MetricCollection", *args: Any) -> None:

@@ -23,9 +23,13 @@ class WarnOfInexactRestart(RunCallback):
             reasons.append(f"{trainer.world_size} processes take part instead of {before}")
         loader = trainer.train_dataloader
         restored = getattr(loader, "restored", None) or {}
-        for name, now in loader.state_dict().items() if restored else ():
-            if name in _OF_DATA and restored.get(name, now) != now:
-                reasons.append(f"{_OF_DATA[name]} {now} samples instead of {restored[name]}")
+        if restored:
+            now = loader.state_dict()  # type: ignore[union-attr]
+            reasons += [
+                f"{what} {now[name]} samples instead of {restored[name]}"
+                for name, what in _OF_DATA.items()
+                if restored.get(name, now[name]) != now[name]
+            ]
         if not hasattr(loader, "load_state_dict"):
             reasons.append(
                 "the training data comes from a loader of the project's own or an iterable "

@@ -1,7 +1,6 @@
 """Chooses and sorts the columns of the table of sessions."""
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +64,9 @@ def sort(records: list[Record], column: str) -> list[Record]:
     if name not in columns and len(short) == 1:
         name = short[0]
     if records and name not in columns:
-        near = short or get_close_matches(
-            name, [*columns, *(n.rpartition(".")[2] for n in options)]
-        )
-        raise ValueError(f"`--sort` is {column!r}: there is no such column{did_you_mean(near)}")
+        last_words = [option.rpartition(".")[2] for option in options]
+        near = did_you_mean(name, [*columns, *last_words], short)
+        raise ValueError(f"`--sort` is {column!r}: there is no such column{near}")
 
     def value(record: Record) -> Any:
         return row(record, options)[name]

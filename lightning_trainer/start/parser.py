@@ -5,7 +5,6 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -63,15 +62,15 @@ class SessionParser(LightningArgumentParser):
             return ". Give `--config FILE`, or `--ckpt_path FOLDER` to go on with a session"
         if refusal.lacks:
             module, name = refusal.lacks
-            return did_you_mean(get_close_matches(name, _module_names(module)))
+            return did_you_mean(name, _module_names(module))
         wrong, path = refusal.unknown, refusal.class_path
         if not wrong:
             return ""
         known = class_options(path) if path else option_names(self)
-        near = get_close_matches(wrong, {*known} - {wrong}, n=3, cutoff=0.6)
+        near = did_you_mean(wrong, {*known} - {wrong})
         if refusal.is_option and not near and "." not in wrong:
             return f". Options of a project's classes are `--model.{wrong}` and `--data.{wrong}`"
-        return did_you_mean(near)
+        return near
 
 
 def _module_names(name: str) -> set[str]:

@@ -67,7 +67,8 @@ class Session:
             return cls(path)
         folder = path.absolute().parent.parent
         if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file():
-            return cls(_relative(folder))
+            relative = Path(os.path.relpath(folder))
+            return cls(folder if ".." in relative.parts else relative)
         return None
 
     @classmethod
@@ -194,13 +195,6 @@ def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in environment.items() if key not in varying}
 
 
-def _relative(path: Path) -> Path:
-    relative = Path(os.path.relpath(path))
-    return path if ".." in relative.parts else relative
-
-
 def _unused(folder: Path, pattern: str) -> Path:
-    n = 1
-    while (path := folder / pattern.format(n)).exists():
-        n += 1
-    return path
+    paths = (folder / pattern.format(n) for n in itertools.count(1))
+    return next(path for path in paths if not path.exists())

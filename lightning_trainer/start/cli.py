@@ -3,9 +3,6 @@
 import contextlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
@@ -112,8 +109,7 @@ class SessionCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the typed command: finding the options of another takes 0.1 s."""
-        every = super().subcommands()
-        return {name: every[name] for name in [self._line.command] if name in every} or every
+        return {self._line.command: super().subcommands()[self._line.command]}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
@@ -125,7 +121,7 @@ class SessionCLI(LightningCLI):
         """Reads the session's stored settings, config files and single options; later ones win."""
         line = self._line
         try:
-            if line.ckpt_path and line.command in self.subcommands():
+            if line.ckpt_path:
                 self.restart = Restart.find(line.ckpt_path, line.command, bool(line.configs))
             self._parse()
             self._typed = shown_command(self._argv, secret_texts(self._resolved()))
@@ -148,10 +144,10 @@ class SessionCLI(LightningCLI):
     def _parse(self) -> None:
         line = self._line
         files = [f"--config={name}" for name in line.configs]
-        with _as_file(self.restart.config if self.restart else {}) as stored:
-            # Single options come last: they win over files.
-            words = [*([line.command] if line.command else []), *stored, *files, *line.others]
-            self.config = self.parser.parse_args(words)
+        if self.restart and self.restart.config:
+            files.insert(0, f"--config={dump_settings(self.restart.config)}")
+        # Single options come last: they win over files.
+        self.config = self.parser.parse_args([line.command, *files, *line.others])
         try:
             self.parser.validate(self.config, skip_unset=False)  # parsing lets null through
         except TypeError as ex:
@@ -218,12 +214,12 @@ class SessionCLI(LightningCLI):
         return trainer
 
 
-def run_trainer(args: list[str] | None = None) -> None:
+def run_trainer(args: list[str]) -> None:
     """Runs the command line; turns signals into their usual exit codes."""
     with contextlib.ExitStack() as stack:
         try:
             with quiet(), without_asking_for_gpus():
-                SessionCLI(sys.argv[1:] if args is None else args, stack)
+                SessionCLI(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)
         except SIGTERMException:  # Lightning raises it outside of training, and would exit with 0
@@ -233,15 +229,3 @@ def run_trainer(args: list[str] | None = None) -> None:
             if isinstance(ex.__context__, KeyboardInterrupt):
                 sys.exit(130)
             raise
-
-
-@contextlib.contextmanager
-def _as_file(config: dict[str, Any]) -> Iterator[list[str]]:
-    """The arguments that read `config` from a temporary file."""
-    if not config:
-        yield []
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
-        path.write_text(dump_settings(config))
-        yield ["--config", str(path)]

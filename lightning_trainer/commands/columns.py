@@ -68,15 +68,13 @@ def sort(records: list[Record], column: str) -> list[Record]:
         near = did_you_mean(name, [*columns, *last_words], short)
         raise ValueError(f"`--sort` is {column!r}: there is no such column{near}")
 
-    def value(record: Record) -> Any:
-        return row(record, options)[name]
-
     def key(record: Record) -> tuple[bool, Any]:
-        is_number = isinstance(value(record), int | float)
-        return not is_number, value(record) if is_number else str(value(record))
+        value = row(record, options)[name]
+        is_number = isinstance(value, int | float)
+        return not is_number, value if is_number else str(value)
 
-    known = [record for record in records if value(record) is not None]
-    unknown = [record for record in records if value(record) is None]
+    known = [record for record in records if row(record, options)[name] is not None]
+    unknown = [record for record in records if row(record, options)[name] is None]
     return sorted(known, key=key, reverse=column.startswith("-")) + unknown
 
 

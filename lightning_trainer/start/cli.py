@@ -15,7 +15,7 @@ from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
-from lightning_trainer.internals import root_cause
+from lightning_trainer.internals import root_cause, skip_empty_hooks
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.environment import job_id, shown_command
 from lightning_trainer.session.folder import Session
@@ -34,13 +34,7 @@ from lightning_trainer.start.opening import Request, announce, open_folder, reco
 from lightning_trainer.start.parser import SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
-from lightning_trainer.start.trainer import (
-    DEFAULTS,
-    adapt,
-    run_state,
-    trainer_arguments,
-    without_asking_for_gpus,
-)
+from lightning_trainer.start.trainer import DEFAULTS, hide_absent_gpus, run_state, trainer_arguments
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions")
@@ -210,7 +204,11 @@ class SessionCLI(LightningCLI):
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
         self.state = run
-        adapt(trainer, run, has_profiler=config.trainer.profiler is not None and not self.is_guest)
+        run.at_end(skip_empty_hooks(trainer.callbacks))  # type: ignore[attr-defined]
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        has_profiler = config.trainer.profiler is not None and not self.is_guest
+        if has_profiler and not profiler.filename:  # without a file it would only print
+            profiler.filename = "profile"
         return trainer
 
 
@@ -218,8 +216,9 @@ def run_trainer(args: list[str]) -> None:
     """Runs the command line; turns signals into their usual exit codes."""
     with contextlib.ExitStack() as stack:
         try:
-            with quiet(), without_asking_for_gpus():
-                SessionCLI(args, stack)
+            quiet(stack)
+            hide_absent_gpus(stack)
+            SessionCLI(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)
         except SIGTERMException:  # Lightning raises it outside of training, and would exit with 0

@@ -169,7 +169,7 @@ class Run:
         """Whether the last checkpoint has all iterations and validations."""
         with contextlib.suppress(OSError, ValueError):  # the next start will print the error
             restart = Restart.find(str(self.session), "fit", new_session=False)
-            return restart.iteration >= n_iterations and restart.validated
+            return not restart.is_before(n_iterations)
         return False
 
     @property

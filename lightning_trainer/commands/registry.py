@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 _OF_LIGHTNING = "start.cli:run_trainer"
@@ -21,8 +21,7 @@ class Command:
         return self.place == _OF_LIGHTNING
 
     def load(self) -> Callable[..., Any]:
-        module, _, name = self.place.partition(":")
-        function: Callable[..., Any] = getattr(import_module(f"lightning_trainer.{module}"), name)
+        function: Callable[..., Any] = resolve_name(f"lightning_trainer.{self.place}")
         return function
 
 

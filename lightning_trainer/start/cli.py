@@ -39,7 +39,6 @@ from lightning_trainer.start.trainer import DEFAULTS, hide_absent_gpus, run_stat
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions")
 
-
 _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("tag", str, "run", "Name of the experiment."),
     ("output_path", str, "experiments", "Folder that holds the session folders."),
@@ -82,7 +81,7 @@ class SessionCLI(LightningCLI):
                 trainer_defaults=DEFAULTS,
                 seed_everything_default=0,
                 parser_class=SessionParser,
-                parser_kwargs=parser_arguments(self.subcommands()),
+                parser_kwargs=parser_arguments(self._line.command),
                 args=argv,
             )
         except Exception as ex:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import TinyData, TinyModule, run_process
 from matplotlib.image import imread
-from torch.utils._python_dispatch import TorchDispatchMode
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
@@ -185,6 +185,18 @@ def test_counts_are_those_of_torchmetrics_without_a_wait_for_the_device(dtype):
         expected += multiclass_confusion_matrix(outputs["output"], batch["label"].long(), 3)
     assert torch.equal(show._counts, expected)
     assert show._counts.dtype == torch.long
+
+
+@pytest.mark.gpu
+def test_counting_on_a_real_gpu_does_not_wait():
+    show = ShowMistakes(n_mistakes=2)
+    outputs, batch = batch_of(torch.randint(3, (50,)))
+    outputs, batch = ({k: v.cuda() for k, v in values.items()} for values in (outputs, batch))
+    for n in range(3):
+        torch.cuda.set_sync_debug_mode("error" if n else "default")
+        show.on_validation_batch_end(None, None, outputs, batch)
+    torch.cuda.set_sync_debug_mode("default")
+    assert show._counts.sum() == 150
 
 
 def test_a_label_of_no_class_is_neither_counted_nor_shown():

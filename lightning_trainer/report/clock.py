@@ -63,15 +63,19 @@ class DeviceClock:
 
     A fetch is from asking for the batch to the start of the step: nothing where the batch is there
     before the GPU is, else the GPU's wait, its copies and its augmentation.
-
-    Args:
-        loader: Tells when it is asked for a batch. Without one, e.g. for a data loader of the
-            project's own, a fetch is all that lies between two steps.
     """
 
-    def __init__(self, loader: SessionLoader | None) -> None:
-        self._loader = loader
+    _loader: SessionLoader | None = None
+
+    def __init__(self) -> None:
         self._fetches, self._updates = DeviceEvents(), DeviceEvents()
+
+    def listen_to(self, loader: SessionLoader | None) -> None:
+        """Learns from a loader when it is asked for a batch.
+
+        Without one, as for a data loader of the project's own, a fetch is all between two steps.
+        """
+        self._loader = loader
         if loader:
             loader.on_fetch = self._fetches.start
 

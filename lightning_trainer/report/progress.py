@@ -36,10 +36,9 @@ class PrintProgress(RunCallback):
     """Prints the log line every `log_every_n_steps` iterations and logs the same numbers.
 
     A step costs a few clock readings. The device is waited for only where a line is printed or
-    training pauses. Timings leave out the first iteration after a start (it allocates, tunes and
-    compiles), validations and the writing of checkpoints. On a GPU they also leave out the second
-    one of several processes (DDP has rearranged its buckets) and of a compiled model (which may
-    need another graph).
+    training pauses. Timings leave out validations, the writing of checkpoints and the first
+    iteration after a start (it allocates, tunes and compiles); on a GPU also the second one of
+    several processes (DDP has rearranged its buckets) or a compiled model (another graph).
     """
 
     _started = _interrupted = False
@@ -47,7 +46,6 @@ class PrintProgress(RunCallback):
     _clock: DeviceClock | None = None  # of a GPU
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
-        """Adds the times."""
         self._pause()
         times = asdict(self.run.times)
         if self._started:
@@ -63,9 +61,8 @@ class PrintProgress(RunCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._elapsed_before_s = self.run.times.elapsed_s
         self._interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        loader = trainer.train_dataloader
-        self._loader = loader if isinstance(loader, SessionLoader) else None
-        self._clock = DeviceClock(self._loader) if on_gpu(trainer) else None
+        self._clock = DeviceClock() if on_gpu(trainer) else None
+        self._find_loader(trainer)
         self._learning_rates: dict[str, float] = {}
         self._timed_from = self.run.iteration + 1
         if self._clock and (trainer.world_size > 1 or is_compiled(pl_module)):
@@ -75,6 +72,9 @@ class PrintProgress(RunCallback):
         self._start_window()
         self._started_s = self._batch_ended_s
         self._started = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._find_loader(trainer)  # `reload_dataloaders_every_n_epochs` makes new ones
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         now = perf_counter()
@@ -98,11 +98,10 @@ class PrintProgress(RunCallback):
         run, window = self.run, self._window
         if self._clock:
             self._clock.end_step()
-        now = perf_counter()
+        self._batch_ended_s = now = perf_counter()
         window.update_s += now - self._batch_started_s
         if hasattr(pl_module, "count_examples"):
             window.n_examples += pl_module.count_examples(batch)
-        self._batch_ended_s = now
         if not run.stepped:
             return
         window.n_iterations += run.stepped
@@ -143,6 +142,12 @@ class PrintProgress(RunCallback):
         self._add_window(self._batch_ended_s, n_examples)
         self._start_window()
         self.run.times.elapsed_s = self._elapsed_s()
+
+    def _find_loader(self, trainer: pl.Trainer) -> None:
+        loader = trainer.train_dataloader
+        self._loader = loader if isinstance(loader, SessionLoader) else None
+        if self._clock:
+            self._clock.listen_to(self._loader)
 
     def _pause(self) -> None:
         """Ends the time of the newest batch; a pause must not count as a wait for the next one."""

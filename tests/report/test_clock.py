@@ -126,6 +126,12 @@ def test_a_fetch_that_the_gpu_waits_for_is_its_wait(fit, sessions):
     assert out.endswith(ADVICE)
 
 
+def test_a_loader_that_is_made_anew_is_timed_too(fit, sessions):
+    script.fetch_s, gpu.step_s = 0.5, 0.125
+    fit("--trainer.val_check_interval=100", "--trainer.reload_dataloaders_every_n_epochs=1")
+    assert figures(sessions()[0])[8][1:] == [(500 + 3 * 437.5) / 4, 125.0]
+
+
 def test_what_is_in_the_queue_at_a_pause_is_training_not_validation(fit, sessions):
     out = fit("--trainer.val_check_interval=6", "--save_minutes=1000")
     # At 6 the host is ahead of the GPU. After the validation, as after a line, the GPU is idle.
@@ -140,6 +146,13 @@ def test_what_is_in_the_queue_at_a_checkpoint_is_training(fit, sessions):
     fit("--trainer.val_check_interval=100", "--save_minutes=0")
     for examples_per_s, _, update_ms in figures(sessions()[0]).values():
         assert (examples_per_s, update_ms) == (4 / 0.5625, 500.0)
+
+
+def test_what_is_in_the_queue_at_the_end_is_training(fit):
+    flags = ("--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false")
+    out = fit(*flags, "--trainer.max_steps=10")
+    # 9 iterations after the first, and 3 fetches while the GPU is idle
+    assert f"Examples/s:    {36 / (9 * 0.5 + 3 * 0.0625):.1f}\n" in out
 
 
 def test_work_of_the_projects_callbacks_is_no_wait_for_data(fit, sessions):
@@ -199,8 +212,9 @@ def test_pairs_that_the_gpu_has_not_passed_are_not_summed_up(monkeypatch):
 @pytest.mark.gpu
 def test_a_real_gpu_tells_its_work_and_its_waits():
     loader = SimpleNamespace(on_fetch=None)
-    device_clock = clock.DeviceClock(loader)
-    square = torch.ones(4096, 4096, device="cuda")
+    device_clock = clock.DeviceClock()
+    device_clock.listen_to(loader)
+    square = torch.ones(1024, 1024, device="cuda")
     square @ square  # loads the kernels
     torch.cuda.synchronize()
     started_s = time.perf_counter()

@@ -67,7 +67,7 @@ class GpuModule(scripted.ScriptedModule):
         return super().forward_model(batch)
 
 
-class AverageWeights(pl.Callback):
+class MoreWork(pl.Callback):
     """Gives the GPU something to do after each step."""
 
     def on_train_batch_end(self, *_) -> None:
@@ -156,7 +156,7 @@ def test_what_is_in_the_queue_at_the_end_is_training(fit):
 
 
 def test_work_of_the_projects_callbacks_is_no_wait_for_data(fit, sessions):
-    fit("--trainer.val_check_interval=100", "--trainer.callbacks+=test_clock.AverageWeights")
+    fit("--trainer.val_check_interval=100", "--trainer.callbacks+=test_clock.MoreWork")
     assert figures(sessions()[0])[8][1:] == [0.0, 500.0]
 
 

@@ -4,12 +4,11 @@ import gc
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
-from lightning_trainer.commands.registry import COMMANDS, help_text
+from lightning_trainer.commands.registry import COMMANDS, HELP
 
 VERSION = "0.1.0"  # of a checkout that is not installed
 
@@ -22,7 +21,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _answer(line)
         return
     command = COMMANDS[line.command]
-    if command.takes_configs:
+    if command.is_lightnings or line.command == "verify":
         _check_config_files(line)
     gc.disable()  # imports make little garbage; the search for it took a sixth of their time
     run = command.load()
@@ -39,21 +38,20 @@ def _answer(line: CommandLine) -> None:
     parser = CommandParser()
     first = line.command or (line.others[0] if line.others else "")
     if first in ("-h", "--help"):
-        print(help_text(), end="")
+        print(HELP, end="")
     elif first == "--version":
         version = VERSION
         with suppress(metadata.PackageNotFoundError):
             version = metadata.version("lightning_trainer")
         print(f"lightning_trainer {version}")
     elif line.command:
-        near = get_close_matches(first, COMMANDS)
         every = f": the commands are {', '.join(COMMANDS)}"
-        parser.error(f"there is no command `{first}`{did_you_mean(near) or every}")
+        parser.error(f"there is no command `{first}`{did_you_mean(first, COMMANDS) or every}")
     else:
         if not (first or line.configs):
-            sys.stderr.write(help_text() + "\n")
-        near = get_close_matches(first, ["--help", "--version"])
-        parser.error(f"no command before the options: give one, e.g. `fit`{did_you_mean(near)}")
+            sys.stderr.write(HELP + "\n")
+        near = did_you_mean(first, ("--help", "--version"))
+        parser.error(f"no command before the options: give one, e.g. `fit`{near}")
 
 
 def _check_config_files(line: CommandLine) -> None:

@@ -55,7 +55,13 @@ def validated(out: str) -> list[int]:
 def start(monkeypatch: pytest.MonkeyPatch) -> Script:
     """Starts a new script, whose clock is that of all that measure time."""
     script.__init__()
-    for module in ("report.progress", "checkpoints.saving", "checkpoints.writing", "base.data"):
+    for module in (
+        "report.progress",
+        "run.device",
+        "checkpoints.saving",
+        "checkpoints.writing",
+        "base.data",
+    ):
         monkeypatch.setattr(f"lightning_trainer.{module}.perf_counter", script.clock)
     write = AtomicCheckpointIO.save_checkpoint
 

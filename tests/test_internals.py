@@ -199,7 +199,7 @@ def refusal(monkeypatch):
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 parser_class=SessionParser,
-                parser_kwargs=parser_arguments(LightningCLI.subcommands()),
+                parser_kwargs=parser_arguments("fit"),
                 args=["fit", *argv],
             )
         return told[-1]

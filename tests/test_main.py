@@ -8,7 +8,7 @@ from importlib import metadata
 import pytest
 from conftest import ROOT
 
-from lightning_trainer.commands.registry import COMMANDS, help_text
+from lightning_trainer.commands.registry import COMMANDS, HELP
 from lightning_trainer.session.environment import shown_command
 from lightning_trainer.session.folder import go_on_command
 
@@ -21,8 +21,8 @@ WITHOUT_TORCH = (
 @pytest.mark.parametrize(
     ("arguments", "code", "out", "err"),
     [
-        (["--help"], 0, help_text(), ""),
-        (["-h"], 0, help_text(), ""),
+        (["--help"], 0, HELP, ""),
+        (["-h"], 0, HELP, ""),
         (["--version"], 0, f"lightning_trainer {metadata.version('lightning_trainer')}\n", ""),
         (
             ["fit", "--config", "no.yaml"],
@@ -49,7 +49,7 @@ WITHOUT_TORCH = (
             [],
             2,
             "",
-            f"{help_text()}\nerror: no command before the options: give one, e.g. `fit`\n"
+            f"{HELP}\nerror: no command before the options: give one, e.g. `fit`\n"
             "(more: python cli.py --help)\n",
         ),
     ],

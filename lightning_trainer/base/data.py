@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from time import perf_counter
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ class SessionLoader(DataLoader[Any]):
     sampler: ExactSampler
     restored: dict[str, int] | None = None  # the state that was loaded
     fetch_started_s = 0.0  # by `perf_counter`, when the newest batch was asked for
+    on_fetch: Callable[[], None] | None = None  # is called then
     copy_ahead: CopyAhead | None = None  # on a GPU; without it each batch is copied when it is used
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -39,6 +40,8 @@ class SessionLoader(DataLoader[Any]):
             batches = self.copy_ahead(batches)
         while True:
             self.fetch_started_s = perf_counter()
+            if self.on_fetch:
+                self.on_fetch()
             try:
                 batch = next(batches)
             except StopIteration:

@@ -38,18 +38,12 @@ class ApplyChangedSettings(RunCallback):
         """Reads the settings before the checkpoint's replace them."""
         if trainer.optimizers and isinstance(pl_module.optimiser, Optimizer):
             self._fresh = _settings(pl_module)
-        if self._restored and self._fresh:
-            self._check_kind()
-
-    def _check_kind(self) -> None:
-        before, now = (
-            [settings["kind"], *(group["n_tensors"] for group in settings["groups"].values())]
-            for settings in (self._restored, self._fresh)
-        )
+        if not (self._restored and self._fresh):
+            return
+        before, now = map(_kind, (self._restored, self._fresh))
         if before != now:
-            kinds = [f"{kind} over groups of {sizes} tensors" for kind, *sizes in (before, now)]
             raise ValueError(
-                f"the checkpoint's optimiser is {kinds[0]}, `create_optimiser` makes {kinds[1]}: "
+                f"the checkpoint's optimiser is {before}, `create_optimiser` makes {now}: "
                 "keep it as it was, or start a new session"
             )
 
@@ -62,6 +56,11 @@ class ApplyChangedSettings(RunCallback):
         if trainer.is_global_zero:
             print(f"Changed optimiser settings, from iteration {trainer.global_step + 1} on:")
             print(*(f"    {change}" for change in changes), sep="\n", flush=True)
+
+
+def _kind(settings: dict[str, Any]) -> str:
+    sizes = [group["n_tensors"] for group in settings["groups"].values()]
+    return f"{settings['kind']} over groups of {sizes} tensors"
 
 
 def _settings(pl_module: Any) -> dict[str, Any]:

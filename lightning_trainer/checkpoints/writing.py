@@ -16,6 +16,7 @@ from lightning_trainer.checkpoints.files import (
     remove_unused,
     unused_name,
 )
+from lightning_trainer.run.device import settle
 from lightning_trainer.run.state import RunState, Writing
 
 
@@ -42,6 +43,7 @@ def write(trainer: pl.Trainer, run: RunState, *names: Path) -> bool:
     All processes meet here. Only the first one writes, in a thread; Lightning writes a sharded
     checkpoint at once, on all.
     """
+    settle(trainer, run)
     finish(trainer, run)
     started_s = perf_counter()
     meanwhile = goes_on_meanwhile(trainer)

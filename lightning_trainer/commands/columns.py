@@ -1,7 +1,6 @@
 """Chooses and sorts the columns of the table of sessions."""
 
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,49 +64,44 @@ def sort(records: list[Record], column: str) -> list[Record]:
     if name not in columns and len(short) == 1:
         name = short[0]
     if records and name not in columns:
-        near = short or get_close_matches(
-            name, [*columns, *(n.rpartition(".")[2] for n in options)]
-        )
-        raise ValueError(f"`--sort` is {column!r}: there is no such column{did_you_mean(near)}")
-
-    def value(record: Record) -> Any:
-        return row(record, options)[name]
+        last_words = [option.rpartition(".")[2] for option in options]
+        near = did_you_mean(name, [*columns, *last_words], short)
+        raise ValueError(f"`--sort` is {column!r}: there is no such column{near}")
 
     def key(record: Record) -> tuple[bool, Any]:
-        is_number = isinstance(value(record), int | float)
-        return not is_number, value(record) if is_number else str(value(record))
+        value = row(record, options)[name]
+        is_number = isinstance(value, int | float)
+        return not is_number, value if is_number else str(value)
 
-    known = [record for record in records if value(record) is not None]
-    unknown = [record for record in records if value(record) is None]
+    known = [record for record in records if row(record, options)[name] is not None]
+    unknown = [record for record in records if row(record, options)[name] is None]
     return sorted(known, key=key, reverse=column.startswith("-")) + unknown
 
 
 def shown_columns(records: list[Record]) -> list[Column]:
     """The columns for a person, the most important first."""
 
-    def column(title: str, show: Callable[[Record], str | None], is_text: bool = False) -> Column:
-        return Column(title, [show(record) or "-" for record in records], is_text)
+    def cells(values: Iterable[Any], form: str = "") -> list[str]:
+        return ["-" if value is None else format(value, form) for value in values]
 
-    def number(value: float | None, form: str) -> str | None:
-        return None if value is None else format(value, form)
-
-    names = dict(zip(map(id, records), short_names(records), strict=True))
     options = differing(records)
     return [
-        column("session", lambda r: names[id(r)], is_text=True),
-        column("state", lambda r: r.state, is_text=True),
-        column("iterations", _iterations),
-        column("best", lambda r: number(r.best_score, ".4f")),
-        column("at", lambda r: number(r.best_iteration, "d")),
+        Column("session", short_names(records), is_text=True),
+        Column("state", [record.state for record in records], is_text=True),
+        Column("iterations", [_iterations(record) for record in records]),
+        Column("best", cells((record.best_score for record in records), ".4f")),
+        Column("at", cells(record.best_iteration for record in records)),
         *(_option_column(records, option, options) for option in options),
-        column("hours", lambda r: None if r.hours is None else _clock(r.hours)),
-        column("examples/s", lambda r: number(r.examples_per_s, ".1f")),
-        column("commit", lambda r: r.commit, is_text=True),
+        Column("hours", cells(_clock(record.hours) for record in records)),
+        Column("examples/s", cells((record.examples_per_s for record in records), ".1f")),
+        Column("commit", cells(record.commit for record in records), is_text=True),
     ]
 
 
-def _clock(hours: float) -> str:
+def _clock(hours: float | None) -> str | None:
     """E.g. 1:02:03, with seconds for a test run's sake."""
+    if hours is None:
+        return None
     minutes, seconds = divmod(round(hours * 3600), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import math
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 from lightning_trainer.commands.columns import short_names, shown_columns
@@ -111,10 +110,9 @@ def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
     tagged = [record for record in records if record.tag == name]
     if found := tagged or [record for record in records if name in record.path.name]:
         return found
-    near = get_close_matches(name, {record.tag for record in records})
+    near = did_you_mean(name, {record.tag for record in records})
     raise ValueError(
-        f"{name!r} is no session, nor a tag or a part of a session's name in {folder}"
-        + did_you_mean(near)
+        f"{name!r} is no session, nor a tag or a part of a session's name in {folder}{near}"
     )
 
 
@@ -162,10 +160,8 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
     empty = [name for name in wanted if not drawn[name]]
     if empty and (names or empty == wanted):  # else a session failed before its first score
         choice = f": there is {', '.join(logged)}" if logged else ", nor any other"
-        raise ValueError(
-            f"no session has logged the number {empty[0]!r}"
-            + (did_you_mean(get_close_matches(empty[0], logged)) or choice)
-        )
+        near = did_you_mean(empty[0], logged) or choice
+        raise ValueError(f"no session has logged the number {empty[0]!r}{near}")
     drawn = {name: curves for name, curves in drawn.items() if curves}
     for name, curves in drawn.items():
         if without := [label for label in read if label not in curves]:

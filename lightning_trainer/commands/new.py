@@ -13,26 +13,6 @@ from lightning_trainer.session.folder import check_tag
 _DESCRIPTION = """Makes projects/NAME and configs/NAME.yaml, which train at once on made-up data.
 Each hook is explained where it stands."""
 
-_NEXT = """\
-Made:
-
-    {files}
-
-It trains as it is, in seconds:
-
-    python cli.py fit --config configs/{name}.yaml
-
-Then make it yours, and try after each step:
-
-    1. projects/{name}/data.py      what a sample is
-    2. projects/{name}/module.py    network, loss, optimiser, score
-    3. configs/{name}.yaml          the settings
-
-Last, prove that it goes on exactly where it is stopped:
-
-    python cli.py verify --config configs/{name}.yaml
-"""
-
 
 def new(argv: list[str]) -> int:
     """Runs the command with the words after `new`; returns its exit code."""
@@ -51,7 +31,7 @@ def new(argv: list[str]) -> int:
         parser.error(str(ex))
     except OSError as ex:
         parser.error(f"{ex.filename} can't be made: {ex.strerror}")
-    print(_NEXT.format(files="\n    ".join(map(str, files)), name=name), end="")
+    print(_fill("next", name), end="")
     return 0
 
 
@@ -63,17 +43,12 @@ def check_name(name: str) -> None:
             "with a letter first, and no word of the language"
         )
     check_tag(name)
-    if _is_importable(name):
+    found = importlib.util.find_spec(name)  # a folder without an __init__.py has no origin
+    if name in sys.stdlib_module_names or (found and found.origin is not None):
         raise ValueError(
             f"`NAME` is {name!r}, which `import {name}` finds already: a test beside the project "
             f"would hide it. Give another name, e.g. {name}_project"
         )
-
-
-def _is_importable(name: str) -> bool:
-    """Whether a module has that name, or a folder with an __init__.py."""
-    spec = importlib.util.find_spec(name)
-    return name in sys.stdlib_module_names or (spec is not None and spec.origin is not None)
 
 
 def _check_place(name: str) -> None:
@@ -89,10 +64,12 @@ def project_files(name: str) -> dict[Path, str]:
     files = ("__init__.py", "data.py", "module.py")
     paths = {file: Path("projects", name, file) for file in files}
     paths["config.yaml"] = Path("configs", f"{name}.yaml")
+    return {path: _fill(template, name) for template, path in paths.items()}
+
+
+def _fill(template: str, name: str) -> str:
+    """A template's text, with the project's name in place of NAME and CLASS."""
     templates = resources.files("lightning_trainer.commands") / "templates"
     class_name = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
-    return {
-        path: re.sub("CLASS|NAME", lambda match: class_name if match[0] == "CLASS" else name, text)
-        for template, path in paths.items()
-        for text in [(templates / f"{template}.txt").read_text()]
-    }
+    text = (templates / f"{template}.txt").read_text()
+    return re.sub("CLASS|NAME", lambda match: class_name if match[0] == "CLASS" else name, text)

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -51,11 +51,12 @@ class CommandParser(argparse.ArgumentParser):
         """Prints one message with near names and where to read more; exits with code 2."""
         if unknown := _UNKNOWN.match(message):
             options = re.findall(r"--?\w+", self.format_usage())
-            message += did_you_mean(get_close_matches(unknown[1], options))
+            message += did_you_mean(unknown[1], options)
         sys.stderr.write(f"error: {message}\n(more: {self.prog} --help)\n")
         sys.exit(2)
 
 
-def did_you_mean(names: list[str]) -> str:
-    """The end of a message about an unknown name; empty without near names."""
+def did_you_mean(wrong: str, known: Iterable[str], near: Sequence[str] = ()) -> str:
+    """The end of a message about an unknown name; empty without near names among the known."""
+    names = near or get_close_matches(wrong, known)
     return f". Did you mean {' or '.join(f'`{name}`' for name in names)}?" if names else ""

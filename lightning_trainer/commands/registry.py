@@ -1,8 +1,8 @@
-"""The table of the commands, and the help text that lists them."""
+"""The table of the commands, and the help text of the program."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
+from collections.abc import Callable
+from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 _OF_LIGHTNING = "start.cli:run_trainer"
@@ -12,75 +12,44 @@ _OF_LIGHTNING = "start.cli:run_trainer"
 class Command:
     """One command of `cli.py`."""
 
-    name: str  # the word on the command line
-    place: str  # its function, as module:function
     summary: str  # its description, one sentence
-    examples: Mapping[str, str] = field(default_factory=dict)  # for the help: options, and effect
+    place: str = _OF_LIGHTNING  # its function, as module:function
 
     @property
     def is_lightnings(self) -> bool:
         """Whether Lightning's trainer has a method of that name."""
         return self.place == _OF_LIGHTNING
 
-    @property
-    def takes_configs(self) -> bool:
-        return self.is_lightnings or self.name == "verify"
-
     def load(self) -> Callable[..., Any]:
-        module, _, name = self.place.partition(":")
-        function: Callable[..., Any] = getattr(import_module(f"lightning_trainer.{module}"), name)
+        function: Callable[..., Any] = resolve_name(f"lightning_trainer.{self.place}")
         return function
 
 
-_SESSION, _CONFIG = "--ckpt_path experiments/session_...", "--config configs/digits.yaml"
-_ALL = (
-    Command(
-        *("fit", _OF_LIGHTNING),
-        "Trains a model: a new session, or with --ckpt_path one that goes on.",
-        {_CONFIG: "a new session", _SESSION: "goes on exactly where that session stopped"},
+COMMANDS = {
+    "fit": Command("Trains a model: a new session, or with --ckpt_path one that goes on."),
+    "validate": Command("Scores a session's best checkpoint on the validation data."),
+    "test": Command("Scores a session's best checkpoint on the test data."),
+    "predict": Command("Writes a session's best checkpoint's outputs to predictions.pt."),
+    "verify": Command("Proves that restarts of a project are exact.", "verify.command:verify"),
+    "new": Command("Starts a project that trains at once.", "commands.new:new"),
+    "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
+    "compare": Command(
+        "Shows what differs between sessions, and draws their curves.", "commands.compare:compare"
     ),
-    Command(
-        *("validate", _OF_LIGHTNING),
-        "Scores a session's best checkpoint on the validation data.",
-    ),
-    Command(
-        *("test", _OF_LIGHTNING),
-        "Scores a session's best checkpoint on the test data.",
-        {_SESSION: "its best checkpoint; so do validate and predict"},
-    ),
-    Command(
-        *("predict", _OF_LIGHTNING),
-        "Writes a session's best checkpoint's outputs to predictions.pt.",
-    ),
-    Command(
-        *("verify", "verify.command:verify"),
-        "Proves that restarts of a project are exact.",
-        {_CONFIG: "proves that restarts of this project are exact"},
-    ),
-    Command(
-        *("new", "commands.new:new"),
-        "Starts a project that trains at once.",
-        {"NAME": "starts a project that trains at once"},
-    ),
-    Command(
-        *("sessions", "commands.sessions:sessions"),
-        "Lists all sessions in a table.",
-        {"": "a table of all sessions"},
-    ),
-    Command(
-        *("compare", "commands.compare:compare"),
-        "Shows what differs between sessions, and draws their curves.",
-        {"SESSION SESSION ...": "what differs, and their curves in one picture"},
-    ),
-)
-COMMANDS = {command.name: command for command in _ALL}
+}
 
-_HELP = """\
+HELP = """\
 usage: python cli.py COMMAND [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]
 
 Trains, tests and applies a project's model. Each run has a session folder.
 
-{examples}
+    fit --config configs/digits.yaml             a new session
+    fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
+    test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
+    verify --config configs/digits.yaml          proves that restarts of this project are exact
+    new NAME                                     starts a project that trains at once
+    sessions                                     a table of all sessions
+    compare SESSION SESSION ...                  what differs, and their curves in one picture
 
 Any key of a config file is an option as well and wins over the file:
 
@@ -88,13 +57,3 @@ Any key of a config file is an option as well and wins over the file:
 
 All options of a command: python cli.py COMMAND --help
 """
-
-
-def help_text() -> str:
-    """The text of `cli.py --help`."""
-    lines = [
-        f"    {f'{command.name} {options}':<44} {effect}"
-        for command in COMMANDS.values()
-        for options, effect in command.examples.items()
-    ]
-    return _HELP.format(examples="\n".join(lines))

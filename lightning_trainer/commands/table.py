@@ -52,13 +52,9 @@ def _total(widths: list[int]) -> int:
 
 def format_markdown(columns: list[Column]) -> str:
     """The table as markdown."""
-    rules = ["---" if column.is_text else "---:" for column in columns]
-    cells = [[column.title, rule, *column.cells]
-             for column, rule in zip(columns, rules, strict=True)]  # fmt: skip
-    rows = zip(*cells, strict=True)
-    return "".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows
-    )
+    rows = zip(*([c.title, "---" if c.is_text else "---:", *c.cells] for c in columns), strict=True)
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def show_value(value: Any) -> str:

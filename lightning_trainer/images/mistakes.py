@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
 from lightning_trainer.base.results import in_training
@@ -31,7 +30,8 @@ class ShowMistakes(Callback):
     After a validation with a new best score they go to TensorBoard and to `confusion_matrix.png`
     and `mistakes.png` in the session folder; after a test to `test_confusion_matrix.png` and
     `test_mistakes.png`. Costs about half a second each time. Assumes that a batch has images,
-    (B, C, H, W), and labels, integers (B,), and that the output is logits, float (B, K).
+    (B, C, H, W), and labels, integers (B,), and that the output is logits, float (B, K). A label
+    that is none of 0 to K - 1, as for `ignore_index`, neither counts nor is a mistake.
 
     Args:
         image_key: Of the images in a batch.
@@ -64,11 +64,16 @@ class ShowMistakes(Callback):
         """Adds a batch; raises a ValueError if the batch or the output is not as assumed."""
         self._check(batch, outputs["output"])
         output = outputs["output"].detach()
-        images, labels = batch[self.image_key], batch[self.label_key]
-        counts = multiclass_confusion_matrix(output, labels, output.shape[1], validate_args=False)
-        self._counts = counts if self._counts is None else self._counts + counts
-        confidences, predicted = output.float().softmax(1).max(1)
-        confidences = torch.where(predicted == labels, -1.0, confidences)
+        images, labels = batch[self.image_key], batch[self.label_key].long()
+        predicted, n_classes = output.argmax(1), output.shape[1]
+        counted = (labels >= 0) & (labels < n_classes)
+        if self._counts is None:
+            self._counts = labels.new_zeros(n_classes, n_classes)
+        # Neither this nor the choice below waits for the device, as `bincount` and masks do.
+        cells = torch.where(counted, labels * n_classes + predicted, 0)
+        self._counts.view(-1).index_add_(0, cells, counted.long())
+        is_mistake = counted & (predicted != labels)
+        confidences = torch.where(is_mistake, output.float().softmax(1).amax(1), -1.0)
         self._keep((confidences, images, labels, output))
 
     on_test_batch_end = on_validation_batch_end

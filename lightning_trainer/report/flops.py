@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -14,10 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.internals import call_hooks, is_compiled, skip_hooks
 from lightning_trainer.report.loggers import log_to_all
+from lightning_trainer.report.peaks import peak_tflops
+from lightning_trainer.run.device import on_gpu, uses_tf32
 from lightning_trainer.run.state import Progress, RunState
 
 # Only the batch that is counted needs them.
 _HOOKS_OF_COUNT = ("on_train_batch_start", "on_after_backward")
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
 class ReportFlops(Callback):
@@ -40,7 +43,9 @@ class ReportFlops(Callback):
 
     Args:
         peak_tflops: Peak of one device in TFLOP/s at the precision of the training, without
-            sparsity; by default the entry in Lightning's table, if there is one.
+            sparsity. By default that of `report/peaks.py`, which knows common GPUs in 16 bits,
+            TF32 and float32; float32 is taken for TF32 where that is allowed, for convolutions if
+            the model has any.
     """
 
     def __init__(self, peak_tflops: float | None = None) -> None:
@@ -52,7 +57,7 @@ class ReportFlops(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._run = RunState.of(trainer, self)
         self._reported = self._run.line
-        self._peak_tflops = self.peak_tflops or _peak_tflops(trainer)
+        self._peak_tflops = self.peak_tflops or _find_peak(trainer, pl_module)
         self._flops = 0.0  # of an example
         call_hooks(self, _HOOKS_OF_COUNT)
 
@@ -114,11 +119,20 @@ class ReportFlops(Callback):
         log_to_all(trainer, metrics, line.iteration)
 
 
-def _peak_tflops(trainer: pl.Trainer) -> float:
-    """Of one device, by Lightning's table; else 0, with Lightning's warning for a GPU."""
-    kinds = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64}
-    dtype = kinds.get(str(trainer.precision).split("-")[0], torch.float32)
-    return (get_available_flops(trainer.strategy.root_device, dtype) or 0) / 1e12
+def _find_peak(trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
+    """The peak of one GPU; asks for it where it is not known."""
+    if not on_gpu(trainer):
+        return None
+    name = torch.cuda.get_device_name(trainer.strategy.root_device)
+    precision = str(trainer.precision)
+    of_matmul, of_convolution = uses_tf32()
+    has_convolution = any(isinstance(module, _CONVOLUTIONS) for module in pl_module.modules())
+    peak = peak_tflops(name, precision, of_matmul or (of_convolution and has_convolution))
+    if peak is None and trainer.is_global_zero:
+        print(
+            f"MFU: the peak of {name} at {precision} is not known: give `peak_tflops`", flush=True
+        )
+    return peak
 
 
 class _Step(nn.Module):

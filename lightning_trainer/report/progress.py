@@ -13,9 +13,11 @@ from torch import Tensor
 from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.finite import check_line
-from lightning_trainer.report.clock import DeviceEvents
+from lightning_trainer.internals import is_compiled
+from lightning_trainer.report.clock import DeviceClock
 from lightning_trainer.report.log_line import format_line
 from lightning_trainer.report.loggers import log_to_all
+from lightning_trainer.run.device import on_gpu, settle
 from lightning_trainer.run.schedule import validations_left
 from lightning_trainer.run.state import Progress, RunCallback, RunTimes
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
@@ -33,43 +35,52 @@ class _Window:
 class PrintProgress(RunCallback):
     """Prints the log line every `log_every_n_steps` iterations and logs the same numbers.
 
-    A step costs a few clock readings. The device is waited for only where a line is printed.
-    Timings leave out the first iteration after a start (it allocates, tunes and compiles),
-    validations and the writing of checkpoints.
+    A step costs a few clock readings. The device is waited for only where a line is printed or
+    training pauses. Timings leave out validations, the writing of checkpoints and the first
+    iteration after a start (it allocates, tunes and compiles); on a GPU also the second one of
+    several processes (DDP has rearranged its buckets) or a compiled model (another graph).
     """
 
-    _started = False
+    _started = _interrupted = False
+    _batch_ended_s = 0.0
+    _clock: DeviceClock | None = None  # of a GPU
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
-        """Adds the times; the save's own duration must not count as a wait for the next batch."""
-        self._interrupted = True
+        self._pause()
         times = asdict(self.run.times)
         if self._started:
+            fetch_s, update_s = self._measured_s()  # since the last line
             times["elapsed_s"] = self._elapsed_s()
-            times["data_s"] += self._window.fetch_s  # since the last line
-            times["update_s"] += self._update_s()
+            times["data_s"] += fetch_s
+            times["update_s"] += update_s
         checkpoint[KEY]["times"] = times
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self.run.times = RunTimes(**(layer_state(checkpoint).get("times") or {}))
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._elapsed_before_s = self.run.times.elapsed_s
         self._interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        loader = trainer.train_dataloader
-        self._loader = loader if isinstance(loader, SessionLoader) else None
-        self._events = DeviceEvents() if trainer.strategy.root_device.type == "cuda" else None
+        self._clock = DeviceClock() if on_gpu(trainer) else None
+        self._find_loader(trainer)
         self._learning_rates: dict[str, float] = {}
-        self._first_iteration = self.run.iteration
+        self._timed_from = self.run.iteration + 1
+        if self._clock and (trainer.world_size > 1 or is_compiled(pl_module)):
+            self._timed_from += 1
         self._interrupted = False
         self._recent_iterations_s: deque[float] = deque(maxlen=10)
-        self._started_s = self._batch_ended_s = perf_counter()
-        self._window = _Window(self._started_s)
+        self._start_window()
+        self._started_s = self._batch_ended_s
         self._started = True
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._find_loader(trainer)  # `reload_dataloaders_every_n_epochs` makes new ones
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         now = perf_counter()
         asked_s = self._loader.fetch_started_s if self._loader else self._batch_ended_s
+        if self._clock:
+            self._clock.start_step(after_pause=self._interrupted)
         if self._interrupted:
             # The time of asking a project's own loader is not known: leave out all until now.
             resumed_s = asked_s if self._loader else now
@@ -78,8 +89,6 @@ class PrintProgress(RunCallback):
         self._window.fetch_s += now - asked_s
         if self._interval and (self.run.iteration + 1) % self._interval == 0:
             self._learning_rates = _learning_rates(trainer)  # before the scheduler steps
-        if self._events:
-            self._events.start()
         self._batch_started_s = now
 
     def on_train_batch_end(
@@ -87,13 +96,12 @@ class PrintProgress(RunCallback):
     ) -> None:
         """Counts the batch, and prints the line if it is due."""
         run, window = self.run, self._window
-        if self._events:
-            self._events.end()
-        now = perf_counter()
+        if self._clock:
+            self._clock.end_step()
+        self._batch_ended_s = now = perf_counter()
         window.update_s += now - self._batch_started_s
         if hasattr(pl_module, "count_examples"):
             window.n_examples += pl_module.count_examples(batch)
-        self._batch_ended_s = now
         if not run.stepped:
             return
         window.n_iterations += run.stepped
@@ -101,46 +109,63 @@ class PrintProgress(RunCallback):
         if self._interval and run.iteration // self._interval > before // self._interval:
             self._print_line(trainer)
             self._start_window()
-        elif run.iteration == self._first_iteration + 1:
+        elif before < self._timed_from <= run.iteration:
+            settle(trainer, run)  # waits for the device, once a start
             self._start_window()
 
-    def on_validation_start(self, *_: Any) -> None:
-        """Starts to time the validation, which must not count as a wait for data."""
-        self._interrupted = True
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        settle(trainer, self.run)
+        self._pause()
         self._validation_started_s = perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        settle(trainer, self.run)
         if in_training(trainer):
             times = self.run.times
             times.recent_validation_s = perf_counter() - self._validation_started_s
             times.validation_s += times.recent_validation_s
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        settle(trainer, self.run)
+        self._pause()
         self._close(trainer)
 
     def on_exception(self, trainer: pl.Trainer, *_: Any) -> None:
         if self._started:
-            self._events = None  # the device may have failed
+            self._clock = None  # the device may have failed
             self._close(trainer)
 
     def _close(self, trainer: pl.Trainer) -> None:
         """Counts the iterations since the last line."""
-        self._window.update_s = self._update_s()
+        self._window.fetch_s, self._window.update_s = self._measured_s()
         n_examples = self._window.n_examples * trainer.world_size  # without asking the others
         self._add_window(self._batch_ended_s, n_examples)
         self._start_window()
         self.run.times.elapsed_s = self._elapsed_s()
 
-    def _update_s(self) -> float:
-        """Update time of the window, by the device's clock if it has one; waits for the device."""
-        return self._events.total_s() if self._events else self._window.update_s
+    def _find_loader(self, trainer: pl.Trainer) -> None:
+        loader = trainer.train_dataloader
+        self._loader = loader if isinstance(loader, SessionLoader) else None
+        if self._clock:
+            self._clock.listen_to(self._loader)
+
+    def _pause(self) -> None:
+        """Ends the time of the newest batch; a pause must not count as a wait for the next one."""
+        if not self._interrupted:
+            self._interrupted = True
+            self._batch_ended_s = max(self._batch_ended_s, self.run.settled_s)
+
+    def _measured_s(self) -> tuple[float, float]:
+        """The window's fetches and updates, by a GPU's clock if there is one; waits for it."""
+        window = self._window
+        return self._clock.totals_s() if self._clock else (window.fetch_s, window.update_s)
 
     def _elapsed_s(self) -> float:
         return self._elapsed_before_s + perf_counter() - self._started_s
 
     def _start_window(self) -> None:
-        if self._events:
-            self._events.clear()
+        if self._clock:
+            self._clock.clear()
         self._batch_ended_s = perf_counter()
         self._window = _Window(self._batch_ended_s)
 
@@ -158,7 +183,7 @@ class PrintProgress(RunCallback):
         run, window = self.run, self._window
         loss = run.losses.mean(run.window_start)  # waits for the device
         ended_s = perf_counter()
-        window.update_s = self._update_s()
+        window.fetch_s, window.update_s = self._measured_s()
         own = (loss, window.n_examples, window.fetch_s, window.update_s)
         figures = _of_all_processes(trainer, own)  # (processes, 4)
         n, n_examples = window.n_iterations, int(figures[:, 1].sum().item())

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_trainer.report.loggers import warn_of_disk
 from lightning_trainer.report.summary import signal_of
+from lightning_trainer.run.device import describe_gpus
 from lightning_trainer.run.state import RunCallback
 from lightning_trainer.session.checkpoint_header import KEY
 from lightning_trainer.session.run_record import RunRecord, describe, process_name
@@ -16,10 +17,19 @@ from lightning_trainer.session.run_record import RunRecord, describe, process_na
 class RecordRun(RunCallback):
     """Writes run.json when training starts, with each checkpoint, and when the run ends.
 
+    It also completes environment.yaml once the run's devices are known.
+
     A test of a trained session does not change the record of the training.
     """
 
     _record: RunRecord | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Adds the GPUs to environment.yaml; earlier, asking CUDA would keep it from forking."""
+        if not (self.run.is_sessions_own and trainer.is_global_zero):
+            return
+        if changes := self.run.session.record_gpus(describe_gpus(trainer)):
+            print("What differs from before:", *changes, sep="\n    ", flush=True)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._begin(trainer)

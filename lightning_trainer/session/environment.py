@@ -16,6 +16,7 @@ from lightning_trainer.session.secrets import hide, hide_in_command
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
 _MODULE = Path(__file__).parents[1] / "__main__.py"
+_DRIVER = Path("/sys/module/nvidia/version")
 _JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 # The patch has this many untracked files at most, each up to this size: larger ones are data.
 _PATCH_FILES, _PATCH_FILE_BYTES = 200, 100_000
@@ -40,7 +41,10 @@ def program() -> list[str]:
 
 
 def describe_environment(command: str, n_processes: int, sessions: Path) -> dict[str, Any]:
-    """The content of environment.yaml; `sessions` is the folder of the session folders."""
+    """The content of environment.yaml; `sessions` is the folder of the session folders.
+
+    `Session.record_gpus` adds the GPUs, which are known later.
+    """
     status = _git("status", "--porcelain", *_code_paths(sessions))
     return {
         "command": command,
@@ -52,7 +56,6 @@ def describe_environment(command: str, n_processes: int, sessions: Path) -> dict
         "git_dirty": bool(status),
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},
-        "gpus": _gpus(),
     }
 
 
@@ -63,9 +66,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpus() -> list[str]:
-    query = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-    return [line.strip() for line in (_run(*query) or "").splitlines()]
+def gpu_driver() -> str | None:
+    """The version of NVIDIA's driver, which Linux tells in a file."""
+    try:
+        return _DRIVER.read_text().strip()
+    except OSError:
+        return None
 
 
 def uncommitted_changes(sessions: Path, secrets: Sequence[str] = ()) -> str:

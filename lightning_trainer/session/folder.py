@@ -19,6 +19,7 @@ from lightning_trainer.session.checkpoint_header import find_fault, reach
 from lightning_trainer.session.environment import program
 from lightning_trainer.session.settings import differences, read_yaml, replace_text
 
+_OF_GPUS = ("gpus", "gpu_libraries", "gpu_kernels")  # in environment.yaml
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
 
 
@@ -67,7 +68,8 @@ class Session:
             return cls(path)
         folder = path.absolute().parent.parent
         if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file():
-            return cls(_relative(folder))
+            relative = Path(os.path.relpath(folder))
+            return cls(folder if ".." in relative.parts else relative)
         return None
 
     @classmethod
@@ -172,6 +174,20 @@ class Session:
         replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
         return changes
 
+    def record_gpus(self, now: dict[str, Any]) -> list[str]:
+        """Adds the newest start's GPUs to environment.yaml.
+
+        Returns:
+            A line for each difference from the first start.
+        """
+        recorded = read_yaml(self.environment) or {}
+        known = [key for key in now if key in recorded]
+        changes = differences({k: recorded[k] for k in known}, {k: now[k] for k in known})
+        newest = [recorded, *recorded.get("restarts", [])][-1]
+        newest |= now
+        replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
+        return changes
+
 
 def check_tag(tag: str | None) -> None:
     """Raises ValueError for a tag that can't be part of a folder's name."""
@@ -190,17 +206,10 @@ def go_on_command(command: str, path: Path) -> str:
 
 
 def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
-    varying = ("command", "started", "job_id", "restarts", "patch")
+    varying = ("command", "started", "job_id", "restarts", "patch", *_OF_GPUS)
     return {key: value for key, value in environment.items() if key not in varying}
 
 
-def _relative(path: Path) -> Path:
-    relative = Path(os.path.relpath(path))
-    return path if ".." in relative.parts else relative
-
-
 def _unused(folder: Path, pattern: str) -> Path:
-    n = 1
-    while (path := folder / pattern.format(n)).exists():
-        n += 1
-    return path
+    paths = (folder / pattern.format(n) for n in itertools.count(1))
+    return next(path for path in paths if not path.exists())

@@ -55,8 +55,8 @@ class SessionLock:
         self._file = file
         return None
 
-    def holder(self) -> str | None:
-        """The other process that has the lock, as `acquire` returns it.
+    def is_held_for(self, command: str) -> bool:
+        """Whether another process has taken the lock for this command.
 
         Asks without taking the lock, which could turn a starting run away.
         """
@@ -65,12 +65,8 @@ class SessionLock:
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *fields))
             if struct.unpack(_FLOCK, answer)[_TYPE_AT] != fcntl.F_UNLCK:
-                return file.read().decode(errors="replace") or "another process"
-        return None
-
-    def is_held_for(self, command: str) -> bool:
-        """Whether another process has taken the lock for this command."""
-        return f" ({command}, since " in (self.holder() or "")
+                return f" ({command}, since " in file.read().decode(errors="replace")
+        return False
 
     def release(self) -> None:
         if self._file >= 0:

@@ -47,8 +47,10 @@ class Record:
         run, (saved, state) = RunRecord.read(path), _newest_checkpoint(session)
         config = session.read_config() or part(state, "settings")
         environment = read_yaml(session.environment) or {}
-        named = NAME.fullmatch(path.name)
-        tag, started = (named["tag"], _iso(named)) if named else (path.name, "")
+        tag, started = path.name, ""
+        if named := NAME.fullmatch(path.name):
+            tag = named["tag"]
+            started = "{}-{}-{}T{}:{}:{}".format(*named["started"].split("_"))
         record = cls(
             path,
             tag=str(config.get("tag") or tag),
@@ -113,11 +115,6 @@ def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
             header = read_header(path)
             return header["global_step"], layer_state(header)
     return None, {}
-
-
-def _iso(name: re.Match[str]) -> str:
-    """The start in a folder's name as 2024-02-29T12:00:07."""
-    return "{}-{}-{}T{}:{}:{}".format(*name["started"].split("_"))
 
 
 def _number(value: Any) -> float | None:

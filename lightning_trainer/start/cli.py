@@ -3,9 +3,6 @@
 import contextlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
@@ -18,7 +15,7 @@ from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
-from lightning_trainer.internals import root_cause
+from lightning_trainer.internals import root_cause, skip_empty_hooks
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.environment import job_id, shown_command
 from lightning_trainer.session.folder import Session
@@ -37,17 +34,10 @@ from lightning_trainer.start.opening import Request, announce, open_folder, reco
 from lightning_trainer.start.parser import SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
-from lightning_trainer.start.trainer import (
-    DEFAULTS,
-    adapt,
-    run_state,
-    trainer_arguments,
-    without_asking_for_gpus,
-)
+from lightning_trainer.start.trainer import DEFAULTS, hide_absent_gpus, run_state, trainer_arguments
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions")
-
 
 _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("tag", str, "run", "Name of the experiment."),
@@ -91,7 +81,7 @@ class SessionCLI(LightningCLI):
                 trainer_defaults=DEFAULTS,
                 seed_everything_default=0,
                 parser_class=SessionParser,
-                parser_kwargs=parser_arguments(self.subcommands()),
+                parser_kwargs=parser_arguments(self._line.command),
                 args=argv,
             )
         except Exception as ex:
@@ -112,8 +102,7 @@ class SessionCLI(LightningCLI):
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the typed command: finding the options of another takes 0.1 s."""
-        every = super().subcommands()
-        return {name: every[name] for name in [self._line.command] if name in every} or every
+        return {self._line.command: super().subcommands()[self._line.command]}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
@@ -125,7 +114,7 @@ class SessionCLI(LightningCLI):
         """Reads the session's stored settings, config files and single options; later ones win."""
         line = self._line
         try:
-            if line.ckpt_path and line.command in self.subcommands():
+            if line.ckpt_path:
                 self.restart = Restart.find(line.ckpt_path, line.command, bool(line.configs))
             self._parse()
             self._typed = shown_command(self._argv, secret_texts(self._resolved()))
@@ -148,10 +137,10 @@ class SessionCLI(LightningCLI):
     def _parse(self) -> None:
         line = self._line
         files = [f"--config={name}" for name in line.configs]
-        with _as_file(self.restart.config if self.restart else {}) as stored:
-            # Single options come last: they win over files.
-            words = [*([line.command] if line.command else []), *stored, *files, *line.others]
-            self.config = self.parser.parse_args(words)
+        if self.restart and self.restart.config:
+            files.insert(0, f"--config={dump_settings(self.restart.config)}")
+        # Single options come last: they win over files.
+        self.config = self.parser.parse_args([line.command, *files, *line.others])
         try:
             self.parser.validate(self.config, skip_unset=False)  # parsing lets null through
         except TypeError as ex:
@@ -214,16 +203,21 @@ class SessionCLI(LightningCLI):
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
         self.state = run
-        adapt(trainer, run, has_profiler=config.trainer.profiler is not None and not self.is_guest)
+        run.at_end(skip_empty_hooks(trainer.callbacks))  # type: ignore[attr-defined]
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        has_profiler = config.trainer.profiler is not None and not self.is_guest
+        if has_profiler and not profiler.filename:  # without a file it would only print
+            profiler.filename = "profile"
         return trainer
 
 
-def run_trainer(args: list[str] | None = None) -> None:
+def run_trainer(args: list[str]) -> None:
     """Runs the command line; turns signals into their usual exit codes."""
     with contextlib.ExitStack() as stack:
         try:
-            with quiet(), without_asking_for_gpus():
-                SessionCLI(sys.argv[1:] if args is None else args, stack)
+            quiet(stack)
+            hide_absent_gpus(stack)
+            SessionCLI(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)
         except SIGTERMException:  # Lightning raises it outside of training, and would exit with 0
@@ -233,15 +227,3 @@ def run_trainer(args: list[str] | None = None) -> None:
             if isinstance(ex.__context__, KeyboardInterrupt):
                 sys.exit(130)
             raise
-
-
-@contextlib.contextmanager
-def _as_file(config: dict[str, Any]) -> Iterator[list[str]]:
-    """The arguments that read `config` from a temporary file."""
-    if not config:
-        yield []
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "config.yaml")
-        path.write_text(dump_settings(config))
-        yield ["--config", str(path)]

@@ -1,11 +1,8 @@
 """The parser of Lightning's commands, which suggests near names for unknown ones."""
 
 import argparse
-import importlib
-import pkgutil
 import sys
-from collections.abc import Iterable
-from difflib import get_close_matches
+from pkgutil import iter_modules, resolve_name
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -23,17 +20,14 @@ The options of a project's own classes:
 """
 
 
-def parser_arguments(commands: Iterable[str]) -> dict[str, Any]:
-    """Arguments of the parser, and of each command's parser under the command's name."""
-    own = {
-        command: {
-            "description": COMMANDS[command].summary + "\n" + _OWN_OPTIONS.format(command=command),
-            "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
-        }
-        for command in commands
+def parser_arguments(command: str) -> dict[str, Any]:
+    """Arguments of the parser, and of the command's parser under the command's name."""
+    of_command = {
+        "description": COMMANDS[command].summary + "\n" + _OWN_OPTIONS.format(command=command),
+        "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
     }
     # Without abbreviations: `--trainer.max_step 3` would silently set max_steps.
-    return {"prog": "cli.py", "allow_abbrev": False, **own}
+    return {"prog": "cli.py", "allow_abbrev": False, command: of_command}
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -63,28 +57,30 @@ class SessionParser(LightningArgumentParser):
             return ". Give `--config FILE`, or `--ckpt_path FOLDER` to go on with a session"
         if refusal.lacks:
             module, name = refusal.lacks
-            return did_you_mean(get_close_matches(name, _module_names(module)))
+            return did_you_mean(name, _module_names(module))
         wrong, path = refusal.unknown, refusal.class_path
         if not wrong:
             return ""
         known = class_options(path) if path else option_names(self)
-        near = get_close_matches(wrong, {*known} - {wrong}, n=3, cutoff=0.6)
+        near = did_you_mean(wrong, {*known} - {wrong})
         if refusal.is_option and not near and "." not in wrong:
             return f". Options of a project's classes are `--model.{wrong}` and `--data.{wrong}`"
-        return did_you_mean(near)
+        return near
 
 
 def _module_names(name: str) -> set[str]:
     """The names in an imported module, and the modules in its folder."""
     module = sys.modules.get(name)
-    modules = pkgutil.iter_modules(getattr(module, "__path__", ()))
+    modules = iter_modules(getattr(module, "__path__", ()))
     return {*dir(module), *(found.name for found in modules)}
 
 
 def class_options(class_path: str) -> list[str]:
     """Names of the arguments of a class and its bases; empty if it can't be imported."""
     try:
-        return list(ArgumentParser().add_class_arguments(_class(class_path), fail_untyped=False))
+        return list(
+            ArgumentParser().add_class_arguments(resolve_name(class_path), fail_untyped=False)
+        )
     except (ImportError, AttributeError, ValueError):
         return []
 
@@ -103,7 +99,7 @@ def check_nulls(group: str, settings: Any) -> None:
     if not nulls:
         return
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(_class(settings.class_path), fail_untyped=False)
+    parser.add_class_arguments(resolve_name(settings.class_path), fail_untyped=False)
     for argument in nulls:
         try:
             null = Namespace(**{argument: None})  # type: ignore[no-untyped-call]
@@ -111,8 +107,3 @@ def check_nulls(group: str, settings: Any) -> None:
         except TypeError as ex:
             reason = " ".join(str(ex).split()).partition(": ")[2]
             raise ValueError(f"`{group}.{argument}` is null. {reason}") from ex
-
-
-def _class(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)

@@ -1,10 +1,9 @@
 """Silences Lightning's chatter and known harmless warnings."""
 
-import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from contextlib import ExitStack
 
 _HARMLESS = (
     # The summary reports slow data by measurement.
@@ -24,26 +23,20 @@ _HARMLESS = (
 )
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences them until the block ends."""
+def quiet(stack: ExitStack) -> None:
+    """Silences them until the stack closes."""
+    stack.enter_context(warnings.catch_warnings())
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.WARNING)
+    stack.callback(setattr, threading, "excepthook", threading.excepthook)
+    threading.excepthook = _show_fault
 
-    def show(args: threading.ExceptHookArgs) -> None:
-        # A full disk ends TensorBoard's thread with an OSError; the logger prints its own message.
-        if not isinstance(args.exc_value, OSError):
-            threading.__excepthook__(args)
 
-    before_hook, threading.excepthook = threading.excepthook, show
-    names = ("lightning.pytorch", "lightning.fabric")
-    before = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        for message in _HARMLESS:
-            warnings.filterwarnings("ignore", message=message)
-        try:
-            for name in names:
-                logging.getLogger(name).setLevel(logging.WARNING)
-            yield
-        finally:
-            threading.excepthook = before_hook
-            for name, level in before.items():
-                logging.getLogger(name).setLevel(level)
+def _show_fault(args: threading.ExceptHookArgs) -> None:
+    # A full disk ends TensorBoard's thread with an OSError; the logger prints its own message.
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)

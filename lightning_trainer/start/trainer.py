@@ -1,20 +1,17 @@
 """Adds the session's own parts to the trainer that the settings describe."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
-from lightning_trainer.internals import skip_empty_hooks, without_profiler
+from lightning_trainer.internals import without_profiler
 from lightning_trainer.report.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.run.processes import Processes
 from lightning_trainer.run.state import RunState
@@ -60,10 +57,12 @@ def trainer_arguments(
 ) -> dict[str, Any]:
     """Arguments of `pl.Trainer` that replace the settings of the same name in `config`."""
     trainer = config.trainer
+    # StopOnSignal requeues a job instead of Lightning.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     arguments: dict[str, Any] = {
         "logger": [*_loggers(run, request, is_guest), *_as_list(trainer.logger)],
         "callbacks": all_callbacks(run, _as_list(trainer.callbacks)),
-        "plugins": [AtomicCheckpointIO(), *_slurm(), *_as_list(trainer.plugins)],
+        "plugins": [AtomicCheckpointIO(), *slurm, *_as_list(trainer.plugins)],
         "default_root_dir": trainer.default_root_dir or str(run.session.path),
     }
     if trainer.devices == "auto" and trainer.num_nodes == 1:
@@ -76,30 +75,16 @@ def trainer_arguments(
     return arguments
 
 
-@contextlib.contextmanager
-def without_asking_for_gpus() -> Iterator[None]:
-    """Tells torch that there is no GPU, on a machine without one.
+def hide_absent_gpus(stack: ExitStack) -> None:
+    """Tells torch that there is no GPU, on a machine without one, until the stack closes.
 
     Lightning 2.0 sets PYTORCH_NVML_BASED_CUDA_CHECK. A torch that is built for CUDA then tries to
     load NVIDIA's library in each step of an optimiser, at 0.1 ms.
     """
     name = "CUDA_VISIBLE_DEVICES"
-    hide = name not in os.environ and not torch.cuda.device_count()
-    if hide:
+    if name not in os.environ and not torch.cuda.device_count():
         os.environ[name] = ""
-    try:
-        yield
-    finally:
-        if hide:
-            del os.environ[name]
-
-
-def adapt(trainer: pl.Trainer, run: RunState, has_profiler: bool) -> None:
-    """Makes the steps cheaper, and a profiler of the settings write into the session folder."""
-    run.at_end(skip_empty_hooks(trainer.callbacks))  # type: ignore[attr-defined]
-    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-    if has_profiler and not profiler.filename:  # without a file it would only print
-        profiler.filename = "profile"
+        stack.callback(os.environ.pop, name, None)
 
 
 def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:
@@ -107,11 +92,6 @@ def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:
         return [DummyLogger()]
     purge_step = run.restored_iteration + 1 if request.continued else None
     return [SessionTensorBoard(run.session, purge_step), MetricsFile(run.session, purge_step)]
-
-
-def _slurm() -> list[SLURMEnvironment]:
-    """SLURM's environment within a job; StopOnSignal requeues the job instead of Lightning."""
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -9,13 +9,7 @@ import time
 from pathlib import Path
 
 from lightning_trainer.commands.options import CommandLine, CommandParser
-from lightning_trainer.verify.comparison import (
-    Comparison,
-    Difference,
-    compare_bitwise,
-    read_trail,
-    shorten,
-)
+from lightning_trainer.verify.comparison import Comparison, compare_bitwise, read_trail, shorten
 from lightning_trainer.verify.kills import Run, draw_moments
 
 _DESCRIPTION = """\
@@ -44,7 +38,7 @@ _NOT_DETERMINISTIC = (
 
 _STATE = "give it `state_dict` and `load_state_dict`"
 _OWN_LOADER = f"leave it to `BaseDataModule`, or {_STATE}"
-# The usual causes, by the first difference.
+# The usual causes, by the first difference; "files" where the batches are equal.
 _CAUSES = {
     "order": (f"a data loader of your own that starts again from its beginning: {_OWN_LOADER}",),
     "samples": (
@@ -65,15 +59,13 @@ _CAUSES = {
         "validation data or metrics with state of their own, such as a random generator",
         _NOT_DETERMINISTIC,
     ),
+    "before any restart": (
+        "a random generator that is not seeded, e.g. `np.random.default_rng()`; the time; the "
+        "order of a set or of `os.listdir`",
+        _NOT_DETERMINISTIC,
+    ),
+    "files": (f"a callback, logger or scheduler with state that no checkpoint holds: {_STATE}",),
 }
-_CAUSES_BEFORE_RESTART = (
-    "a random generator that is not seeded, e.g. `np.random.default_rng()`; the time; the order of "
-    "a set or of `os.listdir`",
-    _NOT_DETERMINISTIC,
-)
-_CAUSES_IN_FILES = (
-    f"a callback, logger or scheduler with state that no checkpoint holds: {_STATE}",
-)
 
 
 def verify(argv: list[str]) -> int:
@@ -163,8 +155,10 @@ def _equal(comparison: Comparison, reference: Path) -> list[str]:
 
 def _different(comparison: Comparison) -> list[str]:
     first, lines = comparison.first, ["NOT EQUAL to the run that was never killed."]
+    causes = "files"
     if first:
         when = f"after restart {first.n_restarts}" if first.n_restarts else "before any restart"
+        causes = next(iter(first.found)) if first.n_restarts else when
         process = f", process {first.rank}" if first.rank else ""
         lines.append(f"    first at iteration {first.iteration}, {when}{process}:")
         lines += [f"        {description}" for description in first.found.values()]
@@ -172,13 +166,4 @@ def _different(comparison: Comparison) -> list[str]:
         if names:
             n = len(comparison.compared[file])
             lines.append(f"    {Path(file).name}: {len(names)} of {n} differ ({shorten(names)})")
-    return [*lines, "Usual causes:", *(f"    - {cause}" for cause in _causes(first))]
-
-
-def _causes(first: Difference | None) -> tuple[str, ...]:
-    """The usual causes of a first difference; None stands for differing files only."""
-    if first is None:
-        return _CAUSES_IN_FILES
-    if first.n_restarts == 0:
-        return _CAUSES_BEFORE_RESTART
-    return _CAUSES[next(iter(first.found))]
+    return [*lines, "Usual causes:", *(f"    - {cause}" for cause in _CAUSES[causes])]

@@ -68,9 +68,8 @@ def compare_bitwise(reference: Path, session: Path) -> Comparison:
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv"):
         read = read_metrics if name == "metrics.csv" else read_checkpoint
         expected, got = read(reference / name), read(session / name)
-        names = list(dict.fromkeys([*expected, *got]))
-        compared[name] = names
-        differing[name] = [key for key in names if expected.get(key) != got.get(key)]
+        compared[name] = [*{**expected, **got}]
+        differing[name] = _names(expected, got)
     return Comparison(first, compared, differing)
 
 

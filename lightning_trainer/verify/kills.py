@@ -139,10 +139,9 @@ class Run:
         while running:
             running = process.poll() is None
             time.sleep(_POLL_S)
-            trail = self._trail  # the first start makes its folder
-            if not trail.exists() or trail.stat().st_size == position:
+            if not self._trail.exists():
                 continue
-            with trail.open("rb") as file:
+            with self._trail.open("rb") as file:
                 file.seek(position)
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]
@@ -170,7 +169,7 @@ class Run:
         """Whether the last checkpoint has all iterations and validations."""
         with contextlib.suppress(OSError, ValueError):  # the next start will print the error
             restart = Restart.find(str(self.session), "fit", new_session=False)
-            return restart.iteration >= n_iterations and restart.validated
+            return not restart.is_before(n_iterations)
         return False
 
     @property

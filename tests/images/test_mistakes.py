@@ -5,8 +5,11 @@ import torch
 from conftest import TinyData, TinyModule, run_process
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from lightning_trainer import ShowMistakes
 from lightning_trainer.images import mistakes
 from lightning_trainer.images.predictions import draw_predictions
 
@@ -148,6 +151,64 @@ def test_two_processes_draw_what_one_does(run, arguments, sessions, monkeypatch,
     one, two = sessions()
     for name in names(one):
         assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of all operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.add(operator.overloadpacket.__name__)
+        if operator is torch.ops.aten.index.Tensor:
+            assert all(index.dtype == torch.long for index in args[1])  # a mask would wait
+        return operator(*args, **(kwargs or {}))
+
+
+def batch_of(labels) -> tuple[dict, dict]:
+    labels = torch.as_tensor(labels)
+    images = torch.rand(len(labels), 1, 2, 2)
+    return {"output": torch.randn(len(labels), 3)}, {"image": images, "label": labels}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_counts_are_those_of_torchmetrics_without_a_wait_for_the_device(dtype):
+    show, expected = ShowMistakes(n_mistakes=2), torch.zeros(3, 3, dtype=torch.long)
+    for _ in range(3):
+        outputs, batch = batch_of(torch.randint(3, (50,)).to(dtype))
+        with Operators() as operators:
+            show.on_validation_batch_end(None, None, outputs, batch)
+        waits = {"_local_scalar_dense", "bincount", "nonzero", "masked_select"}
+        assert not operators.names & waits
+        expected += multiclass_confusion_matrix(outputs["output"], batch["label"].long(), 3)
+    assert torch.equal(show._counts, expected)
+    assert show._counts.dtype == torch.long
+
+
+@pytest.mark.gpu
+def test_counting_on_a_real_gpu_does_not_wait():
+    show = ShowMistakes(n_mistakes=2)
+    outputs, batch = batch_of(torch.randint(3, (50,)))
+    outputs, batch = ({k: v.cuda() for k, v in values.items()} for values in (outputs, batch))
+    show.on_validation_batch_end(None, None, outputs, batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        show.on_validation_batch_end(None, None, outputs, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert show._counts.sum() == 100
+
+
+def test_a_label_of_no_class_is_neither_counted_nor_shown():
+    show = ShowMistakes()
+    outputs, batch = batch_of([0, -100, 2, 3])
+    outputs["output"][:] = torch.tensor([1.0, 0.0, 0.0])
+    show.on_validation_batch_end(None, None, outputs, batch)
+    assert show._counts.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
+    confidences, _, labels, _ = show._mistakes
+    assert labels[confidences >= 0].tolist() == [2]
 
 
 @pytest.mark.parametrize(

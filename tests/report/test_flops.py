@@ -200,7 +200,7 @@ def test_where_the_peak_is_known_the_share_of_it_is_told_and_logged(
     run, config, sessions, monkeypatch
 ):
     scripted.start(monkeypatch)
-    monkeypatch.setattr(flops, "get_available_flops", lambda device, dtype: 16_000_000)
+    monkeypatch.setattr(flops, "_find_peak", lambda *_: 16e-6)
     assert run("fit", "--config", config, *SCRIPTED, FLOPS)[0] == 0
     csv, tensorboard = rows(sessions()[0]), events(sessions()[0])
     for step in (4, 8):
@@ -211,23 +211,41 @@ def test_where_the_peak_is_known_the_share_of_it_is_told_and_logged(
     assert out.count("Achieved: 2e-06 TFLOP/s a device (MFU 25.0% of 8e-06 TFLOP/s)\n") == 2
 
 
+def trainer_on(device: str, precision: str) -> SimpleNamespace:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(precision=precision, strategy=strategy, is_global_zero=True)
+
+
+@pytest.fixture
+def h100(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+
+
+LINEAR_NET, CONVOLUTIONAL_NET = nn.Linear(1, 1), nn.Sequential(nn.Flatten(), nn.Conv2d(1, 1, 1))
+
+
 @pytest.mark.parametrize(
-    ("precision", "dtype"),
+    ("precision", "tf32", "net", "peak"),
     [
-        ("32-true", torch.float32),
-        ("16-mixed", torch.float16),
-        ("bf16-mixed", torch.bfloat16),
-        ("bf16-true", torch.bfloat16),
-        ("64-true", torch.float64),
+        ("bf16-mixed", (False, False), LINEAR_NET, 989.4),
+        ("32-true", (False, False), CONVOLUTIONAL_NET, 66.9),
+        ("32-true", (False, True), LINEAR_NET, 66.9),
+        ("32-true", (False, True), CONVOLUTIONAL_NET, 494.7),
+        ("32-true", (True, False), LINEAR_NET, 494.7),
     ],
 )
-def test_the_peak_is_that_of_the_precision(monkeypatch, precision, dtype):
-    device = torch.device("cpu")
-    trainer = SimpleNamespace(precision=precision, strategy=SimpleNamespace(root_device=device))
-    asked = []
-    monkeypatch.setattr(flops, "get_available_flops", lambda *args: asked.append(args) or 989.4e12)
-    assert flops._peak_tflops(trainer) == pytest.approx(989.4)
-    assert asked == [(device, dtype)]
+def test_the_peak_is_that_of_how_the_model_computes(monkeypatch, h100, precision, tf32, net, peak):
+    monkeypatch.setattr(flops, "uses_tf32", lambda: tf32)
+    assert flops._find_peak(trainer_on("cuda:0", precision), net) == peak
+
+
+def test_an_unknown_peak_is_asked_for_on_a_gpu_only(h100, capsys):
+    assert flops._find_peak(trainer_on("cpu", "32-true"), LINEAR_NET) is None
+    assert flops._find_peak(trainer_on("cuda:0", "transformer-engine"), LINEAR_NET) is None
+    assert capsys.readouterr().out == (
+        "MFU: the peak of NVIDIA H100 80GB HBM3 at transformer-engine is not known: "
+        "give `peak_tflops`\n"
+    )
 
 
 def test_each_of_several_devices_has_its_own_rate(config):

@@ -202,6 +202,14 @@ Fetch data time: 94ms, model update time: 375ms
     assert lines(out) == expected
 
 
+def test_a_loader_that_is_made_anew_is_timed_as_before(run, config, script):
+    flags = ("--trainer.max_steps=16", "--trainer.val_check_interval=100")
+    anew = "--trainer.reload_dataloaders_every_n_epochs=1"
+    code, out, err = run("fit", "--config", config, *PROJECT, *flags, anew)
+    assert code == 0, err
+    assert out.count("Fetch data time: 125ms, model update time: 375ms\n") == 4
+
+
 EPOCHS = ("--trainer.max_epochs=4", "--trainer.max_steps=-1")
 
 

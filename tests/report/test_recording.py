@@ -5,11 +5,13 @@ import signal
 import sys
 
 import pytest
+import yaml
 from conftest import TinyModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
+from lightning_trainer.report import recording
 from lightning_trainer.report.summary import signal_of
 from lightning_trainer.session.record import Record
 from lightning_trainer.session.run_record import RunRecord, note_failure
@@ -54,6 +56,26 @@ def test_a_run_that_is_done_says_so_with_its_score_and_times(run, config, sessio
     assert record.score.keys() == {"name", "mode", "best", "iteration"}
     assert (record.score["name"], record.score["mode"]) == ("val/accuracy", "max")
     assert 0 < record.times["validation_s"] < record.times["elapsed_s"]
+
+
+def environment(session) -> dict:
+    return yaml.safe_load((session / "environment.yaml").read_text())
+
+
+def test_environment_tells_the_gpus_of_the_run_and_what_differs_is_said(
+    run, config, sessions, monkeypatch
+):
+    assert run("fit", "--config", config, "--trainer.max_steps=4")[0] == 0
+    [session] = sessions()
+    assert environment(session)["gpus"] == []
+    monkeypatch.setattr(recording, "describe_gpus", lambda trainer: {"gpus": ["A, 1"]})
+    code, out, err = run("fit", "--ckpt_path", session, "--trainer.max_steps=6")
+    assert code == 0, err
+    assert "What differs from before:\n    gpus: [] -> ['A, 1']\n" in out
+    assert environment(session)["restarts"][0]["gpus"] == ["A, 1"]
+    before = environment(session)
+    assert run("test", "--ckpt_path", session)[0] == 0
+    assert environment(session) == before
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_the_environment_tells_code_machine_versions_and_job(code, tmp_path, mon
     assert recorded["python"] == ".".join(map(str, sys.version_info[:3]))
     assert recorded["packages"]["torch"] == metadata.version("torch")
     assert recorded["packages"]["lightning"] == metadata.version("lightning")
-    assert isinstance(recorded["gpus"], list)
+    assert "gpus" not in recorded  # is added when the run's devices are known
     assert not (tmp_path / "uncommitted.patch").exists()
 
 
@@ -290,6 +290,23 @@ def test_a_later_start_is_added_and_what_differs_is_returned(tmp_path):
     ]
     recorded = yaml.safe_load(session.environment.read_text())
     assert recorded == {**first, "restarts": [second, third]}
+
+
+def test_the_gpus_of_a_start_are_added_to_it_and_compared_with_the_first(tmp_path):
+    session = Session(tmp_path)
+    first = {"gpus": ["A, 1"], "gpu_kernels": {"matmul_tf32": False, "deterministic": True}}
+    second = {"gpus": ["A, 2"], "gpu_kernels": {"matmul_tf32": True, "deterministic": True}}
+    found = []
+    for gpus in (first, first, second, {"gpus": []}):
+        assert session.record_environment({"command": "a"}, "") == []
+        found.append(session.record_gpus(gpus))
+    changed = ["gpus: ['A, 1'] -> ['A, 2']", "gpu_kernels.matmul_tf32: False -> True"]
+    assert found == [[], [], changed, ["gpus: ['A, 1'] -> []"]]
+    restarts = [{"command": "a", **gpus} for gpus in (first, second, {"gpus": []})]
+    assert yaml.safe_load(session.environment.read_text()) == {
+        **{"command": "a", **first},
+        "restarts": restarts,
+    }
 
 
 def test_a_later_patch_is_kept_beside_the_first_where_it_differs(tmp_path):

@@ -62,34 +62,6 @@ def call_hooks(callback: "Callback", names: Iterable[str]) -> None:
         vars(callback).pop(name, None)
 
 
-def call_after_module(
-    callback: "Callback", trainer: "pl.Trainer", *names: str
-) -> Callable[[], None]:
-    """Lets Lightning call these hooks of a callback after the module's own of the same name.
-
-    Lightning 2.0 calls those of all callbacks before. Returns a function that restores the order.
-    """
-    module: Any = trainer.lightning_module
-
-    def join(name: str, own: Callable[..., Any]) -> Callable[..., None]:
-        def both(*args: Any) -> None:
-            own(*args)
-            getattr(type(callback), name)(callback, trainer, module, *args)
-
-        return both
-
-    skip_hooks(callback, names)
-    for name in names:
-        setattr(module, name, join(name, getattr(module, name)))
-
-    def restore() -> None:
-        call_hooks(callback, names)
-        for name in names:
-            vars(module).pop(name, None)
-
-    return restore
-
-
 def without_profiler() -> "Profiler":
     """A profiler that measures nothing, at a lower cost than Lightning's default.
 
@@ -151,27 +123,6 @@ def run_validation(trainer: "pl.Trainer") -> None:
     val_loop.reset_restart_stage()
 
 
-def settle_progress(progress: dict[str, Any]) -> None:
-    """Brings the progress in a checkpoint, at `loops.fit_loop`, into a form that is gone on from.
-
-    Lightning 2.6 saves other counts before, in and after a validation, and at the end of a run.
-    From some it skips the end of the epoch, and then counts one epoch too few. Here an epoch is in
-    its midst, or all its batches are done but not its end, or its end is done too.
-    """
-    batches, epochs = progress["epoch_loop.batch_progress"], progress["epoch_progress"]
-    in_midst = not batches["is_last_batch"]
-    ended = not in_midst and epochs["current"]["processed"] == epochs["current"]["ready"]
-    for count in (epochs["total"], epochs["current"]):
-        count["started"] = count["ready"]
-        count["processed"] = count["completed"] = count["ready"] - (not ended)
-    for count in (batches["total"], batches["current"]):
-        count["ready"] = count["started"] = count["processed"]
-        count["completed"] = count["processed"] - in_midst  # Lightning adds it
-    if ended:
-        batches["current"] = dict.fromkeys(batches["current"], 0)
-        batches["is_last_batch"] = False
-
-
 def restore_loaders(trainer: "pl.Trainer") -> None:
     """Loads the state of training loaders where Lightning has not, and when they are made anew.
 
@@ -187,36 +138,12 @@ def restore_loaders(trainer: "pl.Trainer") -> None:
         fit_loop._last_train_dl_reload_epoch -= trainer.current_epoch % every
 
 
-def skip_batches(trainer: "pl.Trainer", n_done: int) -> None:
-    """Sets how many batches of an epoch in its midst are done, where its batches have changed.
+def end_epoch(trainer: "pl.Trainer") -> None:
+    """Lets a restored loop, whose batches are all done, go straight to the end of its epoch.
 
-    Lightning 2.6 counts on from the number in the checkpoint.
+    Lightning 2.6 looks for a validation to finish, then for a batch, unless this one has run.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    count: Any = progress.current
-    if count.ready and not progress.is_last_batch:
-        count.ready = count.started = count.processed = n_done
-        count.completed = n_done - 1  # Lightning adds it
-
-
-def resume_epoch(trainer: "pl.Trainer") -> None:
-    """Takes up the epoch that `settle_progress` left, before its next batch or at its end.
-
-    Lightning 2.6 would skip the end of an epoch whose batches are done.
-    """
-    epoch_loop: Any = trainer.fit_loop.epoch_loop
-    if epoch_loop.batch_progress.is_last_batch:
-        epoch_loop.val_loop._has_run = True  # ends it
-    elif epoch_loop.batch_progress.current.ready == 0:
-        epoch_loop.restarting = False
-
-
-def begin_next_epoch(trainer: "pl.Trainer") -> None:
-    """Lets the next epoch begin with its first batch.
-
-    Lightning 2.6 leaves a loop marked as restarting that had no batch to do.
-    """
-    trainer.fit_loop.epoch_loop.restarting = False
+    trainer.fit_loop.epoch_loop.val_loop._has_run = True
 
 
 def allow_iterations(trainer: "pl.Trainer", n_more: int) -> None:

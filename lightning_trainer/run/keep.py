@@ -5,14 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.base.results import loss_of
-from lightning_trainer.internals import (
-    begin_next_epoch,
-    restore_loaders,
-    settle_progress,
-    skip_batches,
-)
 from lightning_trainer.run.state import RunCallback
 from lightning_trainer.session.checkpoint_header import KEY, VERSION, layer_state
 from lightning_trainer.session.secrets import scrub
@@ -27,7 +20,6 @@ class KeepState(RunCallback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         """Goes on from this process's losses, or from the first one's if their number changed."""
-        settle_progress(checkpoint["loops"]["fit_loop"])
         run, losses = self.run, layer_state(checkpoint).get("losses")
         run.goes_on = True
         run.n_processes_before = len(losses) if losses else None
@@ -50,13 +42,6 @@ class KeepState(RunCallback):
             checkpoint[key] = scrub(checkpoint[key])
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.run.goes_on:
-            restore_loaders(trainer)
-            loader = trainer.train_dataloader
-            whole = trainer.num_training_batches
-            if isinstance(loader, SessionLoader) and whole == len(loader):
-                # Another batch size, or number of samples, makes another number of batches.
-                skip_batches(trainer, int(whole) - loader.n_batches_left())
         self.run.iteration, self.run.stepped = trainer.global_step, 0
         self.run.losses.move_to(trainer.strategy.root_device)
 
@@ -71,9 +56,6 @@ class KeepState(RunCallback):
             automatic = pl_module.automatic_optimization
             scale = trainer.accumulate_grad_batches if automatic else 1
             run.losses.add(loss, scale, run.window_start)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        begin_next_epoch(trainer)
 
     def on_train_end(self, *_: Any) -> None:
         self.run.goes_on = False

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_trainer.internals import (
     allow_iterations,
     decide_validation,
-    resume_epoch,
     run_validation,
 )
+from lightning_trainer.run.epochs import resume_epoch
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import layer_state
 

@@ -20,6 +20,7 @@ from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.visualise import CallVisualise
+from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.keep import KeepState
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
@@ -34,6 +35,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
     return [
         ShareSession(run),  # first: all others need the folder and the seed
         KeepState(run),  # before the readers of the iteration, and before others add their state
+        ResumeEpoch(run),  # before the readers of the epoch and of the loader
         SeedEachStep(run),  # before anything draws
         KeepMetrics(run),  # adds to the state that KeepState has begun
         KeepTrainable(run),  # before the first checkpoint

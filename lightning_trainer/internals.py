@@ -31,11 +31,8 @@ def skip_empty_hooks(callbacks: Iterable["Callback"]) -> Callable[[], None]:
     """
     from lightning.pytorch.callbacks import Callback
 
-    each_batch = [
-        name
-        for name in dir(Callback)
-        if name.startswith(("on_before_", "on_after_")) or "_batch_" in name
-    ]
+    starts = ("on_before_", "on_after_")
+    each_batch = [name for name in dir(Callback) if name.startswith(starts) or "_batch_" in name]
     skipped: list[tuple[Callback, list[str]]] = []
     for callback in callbacks:
         # Lightning's LambdaCallback has its hooks in the instance.
@@ -69,13 +66,9 @@ def without_profiler() -> "Profiler":
     """
     from lightning.pytorch.profilers import PassThroughProfiler
 
-    nothing: Any = contextlib.nullcontext()
-
-    class NoProfiler(PassThroughProfiler):
-        def profile(self, action_name: str) -> Any:
-            return nothing
-
-    return NoProfiler()
+    profiler, nothing = PassThroughProfiler(), contextlib.nullcontext()
+    vars(profiler)["profile"] = lambda _: nothing
+    return profiler
 
 
 def stop_asking_for_sigterm(trainer: "pl.Trainer") -> Callable[[], None]:
@@ -84,9 +77,9 @@ def stop_asking_for_sigterm(trainer: "pl.Trainer") -> Callable[[], None]:
     Lightning 2.6: `_broadcast_sigterm_tensor` waits for the device at each batch, and hangs if
     more than one process got the signal. Returns a function that restores it.
     """
-    epoch_loop: Any = trainer.fit_loop.epoch_loop
-    epoch_loop._broadcast_sigterm_tensor = lambda: None
-    return lambda: vars(epoch_loop).pop("_broadcast_sigterm_tensor", None)
+    of_loop: Any = vars(trainer.fit_loop.epoch_loop)
+    of_loop["_broadcast_sigterm_tensor"] = lambda: None
+    return lambda: of_loop.pop("_broadcast_sigterm_tensor", None)
 
 
 def decide_validation(trainer: "pl.Trainer", due: bool) -> None:
@@ -115,8 +108,7 @@ def run_validation(trainer: "pl.Trainer") -> None:
     not run: else no epoch would follow one that ended with this validation.
     """
     val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
-    val_loop.restarting = False
-    trainer.validating = True
+    val_loop.restarting, trainer.validating = False, True
     val_loop.run()
     trainer.training = True
     val_loop._has_run = False
@@ -182,6 +174,14 @@ def is_compiled(module: Any) -> bool:
 
     compiled = torch._dynamo.OptimizedModule
     return any(isinstance(m, compiled) or m._compiled_call_impl for m in module.modules())
+
+
+def let_step_unscale(optimiser: Any, fused: bool) -> None:
+    """Tells a GradScaler that a fused step skips infinite gradients itself, without a wait for it.
+
+    torch 2.0: `_step_supports_amp_scaling`, which an optimiser's constructor sets.
+    """
+    optimiser._step_supports_amp_scaling = fused
 
 
 def seed_gpu(index: int, seed: int) -> None:

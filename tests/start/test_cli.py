@@ -61,7 +61,7 @@ def test_the_config_has_every_setting_as_resolved(whole):
         "init_args": {
             **{"learning_rate": 0.01, "schedule": "none"},
             **{"vis_iterations": 500, "score_name": None, "score_mode": "max"},
-            **{"channels_last": False, "compile": False},
+            **{"channels_last": False, "compile": False, "fused": True},
         },
     }
     assert config["trainer"]["max_steps"] == 23

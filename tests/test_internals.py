@@ -28,6 +28,7 @@ from lightning_trainer.internals import (
     call_hooks,
     is_compiled,
     is_open,
+    let_step_unscale,
     option_names,
     reopen,
     root_cause,
@@ -149,6 +150,16 @@ def test_metrics_that_share_their_state_are_updated_once_and_read_right():
         assert fast.compute() == slow.compute()
     assert len(fast.compute_groups) == 1
     assert fast["m3"].update_count == 3
+
+
+def test_a_fused_optimiser_tells_a_scaler_what_its_step_does_by_the_attribute_that_is_set():
+    weights = [nn.Parameter(torch.zeros(1))]
+    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        fused, plain = kind(weights, fused=True), kind(weights)
+        let_step_unscale(plain, True)
+        assert vars(fused).keys() >= {"_step_supports_amp_scaling"} <= vars(plain).keys()
+        assert fused._step_supports_amp_scaling is plain._step_supports_amp_scaling is True
+    assert "_step_supports_amp_scaling" in inspect.getsource(torch.amp.GradScaler.step)
 
 
 def test_a_compiled_module_is_known_however_it_was_compiled():

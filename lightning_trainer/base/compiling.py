@@ -39,10 +39,11 @@ class CompiledStep(nn.Module):
 
     def __init__(self, model: Any, mode: Mode | Literal[True], warms_up: bool) -> None:
         super().__init__()
-        self.copies, self._mode = mode in _CUDA_GRAPHS, mode
+        self.mode = "default" if mode is True else mode
+        self.copies = mode in _CUDA_GRAPHS
         self._is_cold, self._warms_up = True, warms_up
         for each in (model, self):
-            each.compile(mode="default" if mode is True else mode, dynamic=False)
+            each.compile(mode=self.mode, dynamic=False)
 
     def forward(self, module: Any, batch: Any) -> tuple[Any, Any]:
         return output_and_loss(module, batch)
@@ -64,7 +65,7 @@ class CompiledStep(nn.Module):
         trainer = module.trainer
         if self.copies and trainer.accumulate_grad_batches > 1:
             raise ValueError(
-                f"`model.compile` is {self._mode!r}, whose CUDA graphs overwrite the gradients "
+                f"`model.compile` is {self.mode!r}, whose CUDA graphs overwrite the gradients "
                 "that `trainer.accumulate_grad_batches` adds up: use another mode"
             )
         if self._warms_up and trainer.enable_validation:

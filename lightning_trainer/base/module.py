@@ -58,8 +58,7 @@ class BaseModule(pl.LightningModule):
         score_mode: "max" if a higher score is better, else "min".
         channels_last: Lays the weights and activations of convolutions out as cuDNN and oneDNN
             prefer it; with `--trainer.precision bf16-mixed` about twice as fast.
-        compile: Compiles `forward_model` and `forward_loss` by `torch.compile` with fixed sizes, in
-            a mode of it; true is "default". The first iteration takes longer.
+        compile: Mode of `torch.compile`, or true, for `forward_model` and `forward_loss` as one.
         fused: Makes Adam, AdamW and SGD fused on CUDA, where `create_optimiser` leaves that open.
     """
 

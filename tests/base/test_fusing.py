@@ -227,3 +227,18 @@ def test_an_own_fused_setting_of_an_older_session_is_no_change(run, config, sess
     assert code == 0, err
     assert "Changed optimiser settings" not in out
     assert fused_in(sessions()[0]) == [True]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_fused_run_goes_on_bitwise_and_on_a_cpu_without(
+    run, config, sessions, monkeypatch
+):
+    config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: gpu"))
+    whole, restarted, out = killed_and_gone_on(run, config, sessions, monkeypatch)
+    assert "fused Adam" in out
+    assert fused_in(whole) == fused_in(restarted) == [True]
+    assert same(result(restarted), result(whole))
+    more = ("--trainer.accelerator=cpu", "--trainer.max_steps=30")
+    code, _, err = run("fit", "--ckpt_path", whole, *more)
+    assert code == 0, err
+    assert fused_in(whole) == [None]

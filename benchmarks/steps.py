@@ -90,6 +90,7 @@ def train_lightning(folder: str, usual: bool = False, metric: bool = False) -> N
 def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
     from lightning_trainer import BaseModule
     from lightning_trainer.run import seeding
+    from lightning_trainer.run.garbage import CollectGarbage
     from lightning_trainer.start.cli import run_trainer
 
     os.environ.pop("LIGHTNING_TRAINER_SESSION", None)
@@ -115,6 +116,8 @@ def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
             for module in (sampling, seeding):
                 replace(stack, module, "seed_generators", lambda *_: None)
                 replace(stack, module, "derive_seed", lambda *_: 0)
+        if "garbage" in without:
+            replace(stack, CollectGarbage, "on_train_batch_end", lambda *_: None)
         run_trainer(["fit", *flags, f"--output_path={folder}"])
 
 
@@ -128,6 +131,7 @@ THINGS: dict[str, Callable[[str], None]] = {
     "the same, with the metric": partial(train_lightning, metric=True),
     "Lightning as usual": partial(train_lightning, usual=True, metric=True),
     "the layer, all on": train_with_layer,
+    "with Python's own collections": partial(train_with_layer, without=("garbage",)),
     "without metrics": partial(train_with_layer, without=("metrics",)),
     "without metrics and seeds": partial(train_with_layer, without=("metrics", "seeding")),
 }

@@ -6,10 +6,8 @@ a test that fails when a newer version has changed the part.
 
 import argparse
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,11 +29,8 @@ def skip_empty_hooks(callbacks: Iterable["Callback"]) -> Callable[[], None]:
     """
     from lightning.pytorch.callbacks import Callback
 
-    each_batch = [
-        name
-        for name in dir(Callback)
-        if name.startswith(("on_before_", "on_after_")) or "_batch_" in name
-    ]
+    starts = ("on_before_", "on_after_")
+    each_batch = [name for name in dir(Callback) if name.startswith(starts) or "_batch_" in name]
     skipped: list[tuple[Callback, list[str]]] = []
     for callback in callbacks:
         # Lightning's LambdaCallback has its hooks in the instance.
@@ -69,13 +64,9 @@ def without_profiler() -> "Profiler":
     """
     from lightning.pytorch.profilers import PassThroughProfiler
 
-    nothing: Any = contextlib.nullcontext()
-
-    class NoProfiler(PassThroughProfiler):
-        def profile(self, action_name: str) -> Any:
-            return nothing
-
-    return NoProfiler()
+    profiler, nothing = PassThroughProfiler(), contextlib.nullcontext()
+    vars(profiler)["profile"] = lambda _: nothing
+    return profiler
 
 
 def stop_asking_for_sigterm(trainer: "pl.Trainer") -> Callable[[], None]:
@@ -84,9 +75,9 @@ def stop_asking_for_sigterm(trainer: "pl.Trainer") -> Callable[[], None]:
     Lightning 2.6: `_broadcast_sigterm_tensor` waits for the device at each batch, and hangs if
     more than one process got the signal. Returns a function that restores it.
     """
-    epoch_loop: Any = trainer.fit_loop.epoch_loop
-    epoch_loop._broadcast_sigterm_tensor = lambda: None
-    return lambda: vars(epoch_loop).pop("_broadcast_sigterm_tensor", None)
+    of_loop: Any = vars(trainer.fit_loop.epoch_loop)
+    of_loop["_broadcast_sigterm_tensor"] = lambda: None
+    return lambda: of_loop.pop("_broadcast_sigterm_tensor", None)
 
 
 def decide_validation(trainer: "pl.Trainer", due: bool) -> None:
@@ -115,8 +106,7 @@ def run_validation(trainer: "pl.Trainer") -> None:
     not run: else no epoch would follow one that ended with this validation.
     """
     val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
-    val_loop.restarting = False
-    trainer.validating = True
+    val_loop.restarting, trainer.validating = False, True
     val_loop.run()
     trainer.training = True
     val_loop._has_run = False
@@ -220,6 +210,14 @@ def is_compiled(module: Any) -> bool:
     return any(isinstance(m, compiled) or m._compiled_call_impl for m in module.modules())
 
 
+def let_step_unscale(optimiser: Any, fused: bool) -> None:
+    """Tells a GradScaler that a fused step skips infinite gradients itself, without a wait for it.
+
+    torch 2.0: `_step_supports_amp_scaling`, which an optimiser's constructor sets.
+    """
+    optimiser._step_supports_amp_scaling = fused
+
+
 def seed_gpu(index: int, seed: int) -> None:
     """Seeds one GPU's generator.
 
@@ -241,47 +239,6 @@ def option_names(parser: argparse.ArgumentParser) -> set[str]:
         if isinstance(action, argparse._SubParsersAction):
             names.update(action.choices, *map(option_names, action.choices.values()))
     return names
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """jsonargparse's error, read from the wording of its message.
-
-    jsonargparse 4.51: its exceptions carry nothing but the message.
-    """
-
-    message: str  # in one line, without Python's notation
-    unknown: str  # the option, key or command that does not exist
-    is_option: bool  # whether `unknown` was typed as `--unknown`
-    class_path: str  # the class that has no such argument
-    lacks: tuple[str, str] | None  # a module, and the name that it does not have
-    is_incomplete: bool  # whether a required setting is missing
-
-    @classmethod
-    def read(cls, message: str, ex: BaseException | None = None) -> "Refusal":
-        """Reads the message that a parser's `error` gets, and the exception behind it."""
-        key = re.match(r'Parser key "([^"]+)"', message)
-        if ex is not None and (cause := root_cause(ex)) is not ex:
-            message = f"`{key[1]}`: {cause}" if key else str(cause)
-        unknown = re.search(
-            r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'"
-            r"|Option '([^']+)' is not accepted|invalid choice: '([^']+)'",
-            message,
-        )
-        class_path = re.search(r"class_path '([^']+)'", message)
-        lacks = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
-        plain = re.sub(r"\s*\n\s*", " ", message.strip())
-        plain = re.sub(r"<class '([\w.]+)'>", r"\1", plain)
-        no_group = "`init_args` must be a group of settings, or be left out"
-        plain = re.sub(r"'\w+' object has no attribute 'keys'", no_group, plain)
-        return cls(
-            message=re.sub(r'Parser key "([^"]+)"', r"`\1`", plain),
-            unknown=next(filter(None, unknown.groups())) if unknown else "",
-            is_option=unknown is not None and unknown[1] is not None,
-            class_path=class_path[1] if class_path else "",
-            lacks=(lacks[1], lacks[2]) if lacks else None,
-            is_incomplete="arguments are required" in message,
-        )
 
 
 def root_cause(ex: BaseException) -> BaseException:

@@ -89,7 +89,7 @@ def test_calls_of_the_layers_own_functions(each_step):
     calls = each_step(start, read)
     # By Lightning: each of its hooks is one of these, and two of the first.
     assert calls.pop("module.BaseModule.__setattr__") <= 46
-    assert calls.pop("internals.without_profiler.<locals>.NoProfiler.profile") <= 31
+    assert calls.pop("internals.without_profiler.<locals>.<lambda>") <= 31
     of_samples = {name: n for name, n in calls.items() if n > 1}
     assert of_samples.keys() == {
         "sampling.derive_seed",
@@ -98,7 +98,7 @@ def test_calls_of_the_layers_own_functions(each_step):
         "sampling.SeededDataset.__getitem__",
     }
     assert sum(of_samples.values()) <= 4 * 4 + 2
-    assert calls.total() - sum(of_samples.values()) <= 28, calls
+    assert calls.total() - sum(of_samples.values()) <= 29, calls
 
 
 def test_operators_of_torch(each_step):

@@ -1,6 +1,6 @@
 """Checks the results of a project's hooks; each error names the remedy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -64,6 +64,22 @@ def check_metrics(module: Any) -> None:
             f"`{type(module).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
             "a metric, which would mix training and validation: use `.clone()` for one of them"
         )
+
+
+def refuse_batch(batch: Any) -> NoReturn:
+    """Raises a TypeError for a batch that is no dict."""
+    raise TypeError(
+        f"a batch is a {type(batch).__name__}, not a dict: return a dict from the "
+        'dataset\'s `__getitem__`, e.g. {"image": image, "label": label}'
+    )
+
+
+def refuse_to_count(module: Any, values: Iterable[Any]) -> NoReturn:
+    """Raises a TypeError for a batch without a tensor that has a first dimension."""
+    raise TypeError(
+        f"`count_examples` of `{type(module).__name__}` finds no tensor of shape (B, ...) among "
+        f"{[type(value).__name__ for value in values]}: override it to return B"
+    )
 
 
 def refuse_loss(module: Any, loss: Any) -> NoReturn:

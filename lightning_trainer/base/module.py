@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
+from lightning_trainer.base.compiling import CompiledStep, Mode, output_and_loss
+from lightning_trainer.base.fusing import fuse
 from lightning_trainer.base.hook_checks import (
     call_hook,
     check_metrics,
     check_weights,
+    refuse_batch,
     refuse_loss,
+    refuse_to_count,
     require,
     require_hooks,
 )
@@ -54,7 +58,8 @@ class BaseModule(pl.LightningModule):
         score_mode: "max" if a higher score is better, else "min".
         channels_last: Lays the weights and activations of convolutions out as cuDNN and oneDNN
             prefer it; with `--trainer.precision bf16-mixed` about twice as fast.
-        compile: Compiles `self.model` by `torch.compile`; the first iteration takes longer.
+        compile: Mode of `torch.compile`, or true, for `forward_model` and `forward_loss` as one.
+        fused: Makes Adam, AdamW and SGD fused on CUDA, where `create_optimiser` leaves that open.
     """
 
     model: Any
@@ -70,7 +75,8 @@ class BaseModule(pl.LightningModule):
         score_name: str | None = None,
         score_mode: Literal["max", "min"] = "max",
         channels_last: bool = False,
-        compile: bool = False,
+        compile: bool | Mode = False,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         require_hooks(type(self))
@@ -82,7 +88,8 @@ class BaseModule(pl.LightningModule):
         self.score_name = score_name
         self.score_mode = score_mode
         self.channels_last = channels_last
-        self.__compiles = compile  # two underscores: a name that no project can take by chance
+        self.__compiled: CompiledStep | None = None
+        self.__compiles, self.__fuses = compile, fused  # `__`: no project takes these by chance
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == CURRENT_HOOK:  # faster than through `nn.Module`
@@ -169,10 +176,7 @@ class BaseModule(pl.LightningModule):
         for value in values:
             if isinstance(value, Tensor) and value.ndim:
                 return len(value)
-        raise TypeError(
-            f"`count_examples` of `{type(self).__name__}` finds no tensor of shape (B, ...) among "
-            f"{[type(value).__name__ for value in values]}: override it to return B"
-        )
+        refuse_to_count(self, values)
 
     @property
     def score_key(self) -> str:
@@ -189,7 +193,8 @@ class BaseModule(pl.LightningModule):
         if self.channels_last:
             model.to(memory_format=torch.channels_last)
         if self.__compiles:
-            model.compile()  # in place: the names of the weights stay
+            warms_up = type(self).validation_step is BaseModule.validation_step
+            self.__compiled = CompiledStep(model, self.__compiles, warms_up)
         call_hook(self, "create_loss", "loss_fn", Callable)
         call_hook(self, "create_metrics", "train_metrics", (Metric, MetricCollection))
         require(self, "create_metrics", "val_metrics", (Metric, MetricCollection))
@@ -197,6 +202,7 @@ class BaseModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         call_hook(self, "create_optimiser", "optimiser", torch.optim.Optimizer)
+        fuse(self, self.optimiser, self.__fuses)
         if self.scheduler is None:
             return self.optimiser
         require(self, "create_optimiser", "scheduler", LRScheduler)
@@ -235,7 +241,8 @@ class BaseModule(pl.LightningModule):
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        return self.forward_model(batch)
+        output = self.forward_model(batch)
+        return self.__compiled.copied(output) if self.__compiled else output
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Loads weights; a ValueError names the tensors that do not fit the model."""
@@ -245,12 +252,9 @@ class BaseModule(pl.LightningModule):
 
     def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
         if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"a batch is a {type(batch).__name__}, not a dict: return a dict from the "
-                'dataset\'s `__getitem__`, e.g. {"image": image, "label": label}'
-            )
-        output = self.forward_model(batch)
-        loss = self.forward_loss(batch, output)
+            refuse_batch(batch)
+        run = self.__compiled.run if self.__compiled else output_and_loss
+        output, loss = run(self, batch)
         if not isinstance(loss, Tensor) or loss.ndim:
             refuse_loss(self, loss)
         return output, loss

@@ -33,6 +33,8 @@ class ApplyChangedSettings(RunCallback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self._restored = layer_state(checkpoint).get("optimiser") or {}
+        for group in self._restored.get("groups", {}).values():
+            group.pop("fused", None)  # was saved by older versions
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Reads the settings before the checkpoint's replace them."""
@@ -65,7 +67,7 @@ def _kind(settings: dict[str, Any]) -> str:
 
 def _settings(pl_module: Any) -> dict[str, Any]:
     groups = {
-        str(i): {"n_tensors": len(group["params"]), **_without_params(group)}
+        str(i): {"n_tensors": len(group["params"]), **_plain_settings(group)}
         for i, group in enumerate(pl_module.optimiser.param_groups)
     }
     return copy.deepcopy(
@@ -90,7 +92,7 @@ def _apply(pl_module: Any, optimiser: Optimizer, old_groups: dict[str, Any]) -> 
         reduced = 1.0
         if isinstance(scheduler, ReduceLROnPlateau):  # its reductions so far, as a factor
             reduced = group["lr"] / old_groups[str(i)]["lr"]
-        group.update(_without_params(new))
+        group.update(_plain_settings(new))
         group["lr"] *= reduced
 
 
@@ -107,5 +109,6 @@ def _at_iteration(new: Any, old: Any) -> dict[str, Any]:
     return dict(new.state_dict())
 
 
-def _without_params(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params"}
+def _plain_settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Without `fused`, which base/fusing.py decides by device and checkpoint."""
+    return {name: value for name, value in group.items() if name not in ("params", "fused")}

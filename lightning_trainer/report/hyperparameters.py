@@ -72,5 +72,8 @@ def _chosen(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Settings that do not change the trained model.
-_HOW = ("n_workers", "vis_iterations", "score_name", "score_mode", "channels_last", "compile")
+_HOW = (
+    *("n_workers", "vis_iterations", "score_name", "score_mode"),
+    *("channels_last", "compile", "fused"),
+)
 _TRAINER_SETTINGS = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.report.log_line import format_duration
+from lightning_trainer.report.speed import speed_line
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
 from lightning_trainer.session.folder import go_on_command
 from lightning_trainer.session.run_record import RunRecord
@@ -27,6 +28,8 @@ class Summarise(RunCallback):
             sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
             n_all, n_trainable = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
             print(f"Parameters: {n_all:,} (trainable: {n_trainable:,})", flush=True)
+            if trainer.strategy.root_device.type != "cpu":
+                print(speed_line(trainer, pl_module), flush=True)
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Prints the summary, after the last checkpoint; refuses a run with nothing to do."""

@@ -21,6 +21,7 @@ from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.visualise import CallVisualise
 from lightning_trainer.run.epochs import ResumeEpoch
+from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
@@ -54,6 +55,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         WritePredictions(run),  # alone in `predict`: any place would do
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # after Summarise has refused a run: its record stays
+        CollectGarbage(run),  # after PrintProgress: where there is a new line
         *added,  # before the checkpoint of the same batch
         StopOnSignal(run),  # at the end of an iteration
         SkipTeardown(run),  # after all that tells of the end, before SaveCheckpoints waits

@@ -6,6 +6,7 @@ import sys
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -34,7 +35,13 @@ from lightning_trainer.start.opening import Request, announce, open_folder, reco
 from lightning_trainer.start.parser import SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
-from lightning_trainer.start.trainer import DEFAULTS, hide_absent_gpus, run_state, trainer_arguments
+from lightning_trainer.start.trainer import (
+    DEFAULTS,
+    hide_absent_gpus,
+    keep_torchs_settings,
+    run_state,
+    trainer_arguments,
+)
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions")
@@ -46,6 +53,10 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     (
         *("on_non_finite", Literal["stop", "skip"], "stop"),
         "When the loss is no number: end the run, or go back to last.ckpt and go on.",
+    ),
+    (
+        *("matmul_precision", Literal["highest", "high", "medium"], "highest"),
+        "Of float32 matrix products: the others use a GPU's tensor cores (torch's own key).",
     ),
     (
         *("timeout_minutes", PositiveFloat, 30.0),
@@ -174,6 +185,7 @@ class SessionCLI(LightningCLI):
         config, restart = self.config[self.subcommand], self.restart
         if restart:
             config.ckpt_path = str(restart.checkpoint)
+        torch.set_float32_matmul_precision(config.matmul_precision)
         if "verbose" in config:
             config.verbose = False  # Lightning's table would repeat ReportEvaluation's
         self.request = Request(str(self.subcommand), self._typed, self._resolved(), restart)
@@ -217,6 +229,7 @@ def run_trainer(args: list[str]) -> None:
         try:
             quiet(stack)
             hide_absent_gpus(stack)
+            keep_torchs_settings(stack)
             SessionCLI(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)

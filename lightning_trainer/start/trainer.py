@@ -72,6 +72,8 @@ def trainer_arguments(
         arguments["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
     if trainer.profiler is None:
         arguments["profiler"] = without_profiler()
+    if trainer.deterministic:
+        arguments["benchmark"] = False  # it picks kernels by their times, anew at each start
     return arguments
 
 
@@ -85,6 +87,15 @@ def hide_absent_gpus(stack: ExitStack) -> None:
     if name not in os.environ and not torch.cuda.device_count():
         os.environ[name] = ""
         stack.callback(os.environ.pop, name, None)
+
+
+def keep_torchs_settings(stack: ExitStack) -> None:
+    """Gives back what a run's settings, or Lightning, change in torch for the whole process."""
+    stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    is_on = torch.are_deterministic_algorithms_enabled()
+    stack.callback(torch.use_deterministic_algorithms, is_on, warn_only=only_warns)
 
 
 def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:

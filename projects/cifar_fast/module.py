@@ -1,7 +1,7 @@
 """A narrow network with Muon, which learns as much in five epochs as the guide's in many."""
 
 from pytorch_optimizer import Muon
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
 from projects.cifar import CifarModule, Normalise
@@ -13,6 +13,17 @@ def block(*layers: nn.Module, width: int) -> nn.Sequential:
 
 def convolution(n_in: int, n_out: int) -> nn.Conv2d:
     return nn.Conv2d(n_in, n_out, 3, padding=1, bias=False)
+
+
+class Maximum(nn.Module):
+    """The maximum of each channel, (B, C, H, W) to (B, C, 1, 1).
+
+    The values and gradients of `nn.AdaptiveMaxPool2d(1)`, which on a GPU has no deterministic
+    backward: `--trainer.deterministic true` would end in an error.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return nn.functional.max_pool2d(maps, maps.shape[2:])
 
 
 class FastCifarModule(CifarModule):
@@ -52,7 +63,7 @@ class FastCifarModule(CifarModule):
             layers += [nn.MaxPool2d(2), block(convolution(n_in, n_out), width=n_out)]
             layers += [block(convolution(n_out, n_out), width=n_out)]
         head = nn.Linear(hp.widths[-1], hp.n_classes, bias=False)
-        self.model = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), head)
+        self.model = nn.Sequential(*layers, Maximum(), nn.Flatten(), head)
 
     def create_loss(self) -> None:
         self.loss_fn = nn.CrossEntropyLoss(label_smoothing=self.hparams.label_smoothing)

@@ -9,6 +9,7 @@ from torch import nn
 
 from projects.cifar import CifarModule
 from projects.cifar_fast import FastCifarData, FastCifarModule
+from projects.cifar_fast.module import Maximum
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def fit(run, images, tmp_path):
     def fit_(config: str, *options: object) -> tuple[int, str, str]:
         few = ["--trainer.max_steps=8", "--trainer.val_check_interval=4", "--data.batch_size=8"]
         paths = ["--data.root", images, "--output_path", tmp_path / "experiments"]
-        classes = ["--model.n_classes=3", "--model.compile=false"]
+        classes = ["--model.n_classes=3"]
         return run("fit", "--config", ROOT / "configs" / config, *few, *paths, *classes, *options)
 
     return fit_
@@ -140,3 +141,17 @@ def test_its_network_takes_less_than_an_eighth_of_the_guides_work(images):
         module.create_model()
         counts.append(work(module.model))
     assert counts[1] * 8 < counts[0]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 3), (5, 2)])
+@pytest.mark.parametrize("values", [torch.randn, lambda shape: torch.randint(3, shape).float()])
+def test_the_maximum_and_its_gradient_are_those_of_adaptive_pooling(size, values):
+    """Ties included: integers of three values have many."""
+    maps = values((6, 5, *size)).to(memory_format=torch.channels_last)
+    results = []
+    for pool in (Maximum(), nn.AdaptiveMaxPool2d(1)):
+        leaf = maps.clone().requires_grad_()
+        output = pool(leaf)
+        output.backward(torch.arange(30.0).reshape(6, 5, 1, 1))
+        results.append((output, leaf.grad))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))

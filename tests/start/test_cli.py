@@ -6,11 +6,13 @@ import shlex
 import signal
 import sys
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
 import yaml
 from conftest import CONFIG, ROOT, TinyData, run_process
+from lightning.pytorch.callbacks import Callback
 from tiny import logged, names, same, settings, use_descriptors, weights
 
 from lightning_trainer.start.cli import run_trainer
@@ -61,7 +63,7 @@ def test_the_config_has_every_setting_as_resolved(whole):
         "init_args": {
             **{"learning_rate": 0.01, "schedule": "none"},
             **{"vis_iterations": 500, "score_name": None, "score_mode": "max"},
-            **{"channels_last": False, "compile": False},
+            **{"channels_last": False, "compile": False, "fused": True},
         },
     }
     assert config["trainer"]["max_steps"] == 23
@@ -82,6 +84,39 @@ def test_a_tag_that_yaml_could_take_for_something_else_comes_back_as_it_was(
     assert code == 0, err
     (tmp_path / "again.yaml").write_text(out)
     assert settings(session)["tag"] == yaml.safe_load(out)["tag"] == tag
+
+
+class TellsTorch(Callback):
+    """Notes what torch was told."""
+
+    seen: ClassVar[list] = []
+
+    def on_train_start(self, *_) -> None:
+        self.seen.append(told())
+
+
+def told() -> tuple:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, deterministic
+
+
+def test_what_torch_is_told_holds_for_the_run_and_its_session_and_is_given_back(
+    run, config, sessions
+):
+    before, TellsTorch.seen[:] = told(), []
+    keys = ["--matmul_precision=high", "--trainer.benchmark=true"]
+    short = ["--trainer.max_steps=4", f"--trainer.callbacks={__name__}.TellsTorch"]
+    assert run("fit", "--config", config, *keys, *short)[0] == 0
+    assert told() == before == ("highest", False, False)
+    assert settings(sessions()[0])["matmul_precision"] == "high"
+    assert settings(sessions()[0])["trainer"]["benchmark"] is True
+    deterministic = ["--trainer.max_steps=8", "--trainer.deterministic=true"]
+    assert run("fit", "--ckpt_path", sessions()[0], *deterministic)[0] == 0
+    assert told() == before
+    # What is tuned by time is not deterministic.
+    assert TellsTorch.seen == [("high", True, False), ("high", False, True)]
+    assert run("fit", "--config", config, *short, "--trainer.fast_dev_run=1")[0] == 0
+    assert TellsTorch.seen[2:] == [before]
 
 
 def test_another_seed_is_another_run(fit, first_half):

@@ -204,7 +204,7 @@ def test_a_tag_that_is_no_part_of_a_name_is_refused_with_the_rule(refuse, tag):
 def test_class_options_are_those_of_all_bases_and_none_for_what_is_not_there():
     assert set(class_options(f"{__name__}.KeywordsOnly")) == {
         *("depth", "learning_rate", "schedule", "vis_iterations", "score_name", "score_mode"),
-        *("channels_last", "compile"),
+        *("channels_last", "compile", "fused"),
     }
     assert class_options("nowhere.Model") == class_options("conftest.Nope") == []
 

@@ -109,12 +109,11 @@ class ExactSampler(DistributedSampler[Any]):
         self.position += min(self.global_batch_size, self.n_samples - offset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Goes to the start of an epoch of training that is not reached yet.
+        """Ignored: the epoch follows from `position`."""
 
-        Lightning calls it before each epoch. One that `limit_train_batches` ended early is left so.
-        """
-        if self.shuffle:
-            self.position = max(self.position, epoch * self.n_samples)
+    def begin_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch that is not reached yet."""
+        self.position = max(self.position, epoch * self.n_samples)
 
     def _slice(self, start: int) -> range:
         """This process's positions within the global batch that begins at `start`."""

@@ -24,6 +24,11 @@ class ResumeEpoch(RunCallback):
         if isinstance(loader, SessionLoader) and whole == len(loader):
             _set_batches_done(trainer, len(loader) - loader.n_batches_left())
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Begins an epoch of the data too: `limit_train_batches` has cut off the one before."""
+        if isinstance(trainer.train_dataloader, SessionLoader):
+            trainer.train_dataloader.sampler.begin_epoch(trainer.current_epoch)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         trainer.fit_loop.epoch_loop.restarting = False  # Lightning leaves it without a batch to do
 

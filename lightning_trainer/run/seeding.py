@@ -27,7 +27,11 @@ class SeedEachStep(RunCallback):
 
         def seed_and_convert(batch: Any) -> Any:
             """The first that is done with any batch, before the hooks of its transfer."""
-            self._seed_batch(trainer)
+            if trainer.training:
+                self._seed_for(trainer, "train", trainer.fit_loop.total_batch_idx + 1)
+            elif not trainer.sanity_checking:
+                self._seed_for(trainer, "val batch", trainer.global_step, self._n_batches)
+                self._n_batches += 1
             return convert(batch)
 
         plugin.convert_input = seed_and_convert
@@ -51,13 +55,6 @@ class SeedEachStep(RunCallback):
 
     def on_predict_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.on_validation_start(trainer)
-
-    def _seed_batch(self, trainer: pl.Trainer) -> None:
-        if trainer.training:
-            self._seed_for(trainer, "train", trainer.fit_loop.total_batch_idx + 1)
-        elif not trainer.sanity_checking:
-            self._seed_for(trainer, "val batch", trainer.global_step, self._n_batches)
-            self._n_batches += 1
 
     def _seed_for(self, trainer: pl.Trainer, purpose: str, *position: int) -> None:
         seed = derive_seed(self._seed, purpose, trainer.global_rank, *position)

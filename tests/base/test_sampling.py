@@ -256,19 +256,20 @@ def test_iterating_does_not_advance():
     assert sampler.position == 0
 
 
-def test_an_epoch_that_lightning_announces_begins_unless_it_is_reached():
-    (sampler,) = samplers(26, 4, 1, position=34)
-    sampler.set_epoch(1)
-    assert sampler.position == 34
-    sampler.set_epoch(2)
-    assert sampler.position == 52
-
-
-def test_an_evaluation_draws_the_same_in_each_epoch():
-    (sampler,) = samplers(26, 4, 1, shuffle=False)
+def test_the_epoch_that_lightning_announces_changes_nothing():
+    (sampler,) = samplers(26, 4, 1, position=8)
     before = list(sampler)
     sampler.set_epoch(5)
     assert list(sampler) == before
+    assert sampler.position == 8
+
+
+def test_an_epoch_begins_unless_it_is_reached():
+    (sampler,) = samplers(26, 4, 1, position=34)
+    sampler.begin_epoch(1)
+    assert sampler.position == 34
+    sampler.begin_epoch(2)
+    assert sampler.position == 52
 
 
 # ExactSampler: evaluation -------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What the tests of a GPU share. Without one they rehearse on the CPU what does not need it."""
 
-from pathlib import Path
+import inspect
 
 import lightning.pytorch as pl
 import pytest
@@ -20,8 +20,6 @@ needs_card = pytest.mark.skipif(not HAS_CARD, reason="needs a CUDA device")
 
 def knows(base: type[BaseModule], option: str) -> bool:
     """Whether a class has an option."""
-    import inspect
-
     return option in inspect.signature(base.__init__).parameters
 
 
@@ -130,7 +128,3 @@ class NoSync(pl.Callback):
 
     def on_exception(self, *_: object) -> None:
         self._set("default")
-
-
-def output_of(session: Path) -> str:
-    return (session / "log.txt").read_text()

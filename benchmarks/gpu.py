@@ -93,10 +93,10 @@ NUMBERS = [
     Row("B4", "examples/s", 60, measured("gpu_figures.py", "B4")),
     Row("B5", "FLOPs and MFU", 60, measured("gpu_figures.py", "B5")),
     Row("B8", "peak memory", 60, measured("gpu_steps.py", "B8")),
-    Row("B11", "averaged weights, a step", 80, measured("gpu_steps.py", "B11")),
+    Row("B11", "averaged weights, a step", 80, measured("gpu_switches.py", "B11")),
     Row("B10", "the start", 60, measured("gpu_copies.py", "B10")),
     Row("B9", "copies beside the computation", 80, measured("gpu_copies.py", "B9")),
-    Row("B12", "switches, a step", 180, measured("gpu_steps.py", "B12")),
+    Row("B12", "switches, a step", 220, measured("gpu_switches.py", "B12")),
 ]
 RECIPE = [
     Row("B6", "cifar_fast_gpu against a plain loop", 240, measured("gpu_recipe.py", "B6")),

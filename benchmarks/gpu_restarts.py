@@ -129,6 +129,19 @@ def to_other_devices(bench: Bench) -> Iterator[Result]:
     yield Result(f"exit code {ended.code}", ended.code == 0, "`test` without a GPU")
 
 
+def soak(bench: Bench) -> Iterator[Result]:
+    """Kills runs at random for what is left of the time."""
+    seconds = 15 if bench.small else max(bench.left_s - 60, 10)
+    options = ["--kills=1000", f"--seconds={seconds:.0f}", f"--device={bench.device}"]
+    options += ["--trainer.max_steps=300"] if bench.small else []
+    ended = bench.run("benchmarks/soak.py", *options, DETERMINISTIC)
+    counts = dict(re.findall(r"^([a-z ]+): (\d+)$", ended.output, re.MULTILINE))
+    if not counts:
+        raise FailedError(f"exit code {ended.code}: {ended.last_line}")
+    text = ", ".join(f"{name} {n}" for name, n in counts.items())
+    yield Result(text, ended.code == 0 and counts.get("runs", "0") != "0")
+
+
 def tests(*files: str) -> Callable[[Bench], Iterator[Result]]:
     """The tests marked gpu in these files."""
 

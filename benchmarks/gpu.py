@@ -162,7 +162,7 @@ def main() -> int:
     parser.add_argument("--only", help="ids of rows, e.g. B1,B2")
     parser.add_argument("--results", type=Path, help="file that gets the table")
     parser.add_argument("--log", type=Path, help="file that gets all that is printed")
-    parser.add_argument("--minutes", type=float, default=8.7, help="the whole ends by then")
+    parser.add_argument("--minutes", type=float, help="the whole ends by then (8.7; rehearsed 30)")
     parser.add_argument("-j", type=int, help="rows of correctness that run side by side")
     parser.add_argument("--list", action="store_true", help="only name the rows")
     args = parser.parse_args()
@@ -180,7 +180,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu_", ignore_cleanup_errors=True) as folder:
         settings = Settings(args.device, Path(folder), args.data)
         settings.log = Log(args.log or ROOT / f"experiments/gpu_{args.part}.log")
-        settings.ends_at_s = started_s + args.minutes * 60
+        settings.ends_at_s = started_s + 60 * (
+            args.minutes or (8.7 if args.device == "cuda" else 30)
+        )
         if args.part == "correctness":
             settings.n_jobs = args.j or min(8, os.cpu_count() or 1)
             settings.data = Path(folder, "images")

@@ -145,14 +145,14 @@ def stop(bench: Bench, backend: str, env: dict[str, str]) -> Result:
     end = (f"--trainer.max_steps={n + 20}", f"--trainer.val_check_interval={n + 20}")
     finish(bench, backend, "--ckpt_path", session, *end, **env)
     whole = finish(bench, backend, *COMMON, *end, **env)
-    differ = bench.run("-c", SAME, session, whole).last_line
+    differ = bench.run("-c", SAME, session, whole).output.strip()
     return Result(f"stopped at {n}; after 20 more: {differ}", differ == "differ", what)
 
 
 def nccl(bench: Bench) -> Iterator[Result]:
     """The same over NCCL, which supports no two processes on a GPU: by two ways around that."""
-    version = bench.run("-c", "import torch; print(torch.cuda.nccl.version())").last_line
+    version = bench.run("-c", "import torch; print(torch.cuda.nccl.version())").output
     env = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"}
-    if tuple(map(int, version.strip("()").split(","))) >= (2, 30, 0):
+    if tuple(map(int, version.strip(" ()\n").split(","))) >= (2, 30, 0):
         env = {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_NVLS_ENABLE": "0", "NCCL_MAX_CTAS": "2"}
     yield from two_processes("nccl", 40, **env)(bench)

@@ -42,12 +42,16 @@ from gpu_restarts import (
 AUGMENTED = ("--model=conftest.TinyModule", "--data=gpu_projects.AugmentedData")
 AVERAGE = ("--trainer.callbacks+=lightning_trainer.AverageWeights", "--trainer.callbacks.decay=0.9")
 COMPILED = (*CIFAR, BF16, DETERMINISTIC, "--model.compile=true")
+COMPILED_SMALL = (*TINY, DETERMINISTIC, "--model.compile=true")
 NO_CACHE = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
 CORRECTNESS = [
     Row("N2", "two processes on one GPU, gloo", 200, two_processes("gloo", 15)),
-    Row("G4", "restart, compiled", 240, verify(*COMPILED)),
-    Row("G4", "restart, compiled anew by each start", 300, verify(*COMPILED, **NO_CACHE)),
+    Row("G4", "restart, compiled", 240, verify(*COMPILED, small=COMPILED_SMALL)),
+    Row(
+        *("G4", "restart, compiled anew by each start", 300),
+        verify(*COMPILED, small=COMPILED_SMALL, **NO_CACHE),
+    ),
     Row(
         *("G4b", "restart, dropout in CUDA graphs", 240),
         verify(*TINY, DETERMINISTIC, "--model.compile=reduce-overhead"),

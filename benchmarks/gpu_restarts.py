@@ -36,12 +36,13 @@ SHARDED = (
 
 
 def verify(
-    *options: str, times: int = 1, must: bool = True, **env: str
+    *options: str, small: tuple[str, ...] = (), times: int = 1, must: bool = True, **env: str
 ) -> Callable[[Bench], Iterator[Result]]:
     """Whether a project's restarts are exact.
 
     Args:
         options: Of `fit`.
+        small: The same for a rehearsal, if those take long.
         times: How often it is tried, where it need not be exact.
         must: Whether the row passes only if it is; else it is told.
         env: Variables of the processes.
@@ -49,7 +50,8 @@ def verify(
 
     def measure(bench: Bench) -> Iterator[Result]:
         n_times = 1 if bench.small else times
-        results = [judge(_verify(bench, options, env)) for _ in range(n_times)]
+        chosen = small if small and bench.small else options
+        results = [judge(_verify(bench, chosen, env)) for _ in range(n_times)]
         if must:
             yield results[0]
             return

@@ -14,6 +14,7 @@ results. `--list` names the rows.
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -170,6 +171,7 @@ def main() -> int:
     parser.add_argument("-j", type=int, help="rows of correctness that run side by side")
     parser.add_argument("--list", action="store_true", help="only name the rows")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what runs
     rows = chosen(args.part, args.only)
     if args.list:
         print(*(f"{row.id:18} {row.limit_s:4.0f} s  {row.what}" for row in rows), sep="\n")

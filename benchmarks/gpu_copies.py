@@ -168,12 +168,14 @@ class Overlap(pl.Callback):
             self._read()
 
     def _read(self) -> None:
-        events = [e for e in self.profiler.events() if "CUDA" in str(e.device_type)]
+        events = [
+            event
+            for event in self.profiler.events()
+            if "CUDA" in str(event.device_type) and not event.is_user_annotation
+        ]
         spans = [(e.name, e.time_range.start, e.time_range.end) for e in events]
         copies = [(start, end) for name, start, end in spans if "HtoD" in name]
         kernels = [(a, b) for name, a, b in spans if "Memcpy" not in name and "Memset" not in name]
-        # Annotations span gaps: only what is short can be a kernel.
-        kernels = [(a, b) for a, b in kernels if b - a < 20_000]
         beside = sum(
             max((min(b, end) - max(a, start) for a, b in kernels), default=0) > 0
             for start, end in copies

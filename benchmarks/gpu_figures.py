@@ -153,7 +153,8 @@ def speed(_: str | None) -> Iterator[Result]:
 def utilisation(_: str | None) -> Iterator[Result]:
     """B5."""
     width, n_layers = (8192, 8) if HAS_CARD else (64, 8)
-    data = {"n": 2 * width, "shape": [1, 1, width], "floats": True, "batch_size": width}
+    data = {"n": 2 * width, "shape": [1, 1, width], "batch_size": width}
+    data |= {"floats": True, "on_device": True}
     linear = (*LINEAR, f"--model.width={width}", f"--model.n_layers={n_layers}")
     flags = (*linear, *data_flags(data), "--trainer.precision=bf16-mixed")
     first, last = (10, 60) if HAS_CARD else (3, 8)

@@ -106,7 +106,8 @@ class Table:
         return path.open("a")
 
     def add(self, *cells: str) -> None:
-        self._put(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        plain = (" ".join(cell.replace("|", "/").split()) for cell in cells)
+        self._put(f"| {' | '.join(plain)} |")
 
     def _put(self, text: str) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ class RandomData(BaseDataModule):
         n: Training images.
         shape: (C, H, W) of an image.
         floats: Whether they are floats; else uint8.
+        on_device: Whether they are on the device from the start.
         sleep_ms: How long a batch takes to be read.
         batch_size: Of a process.
         n_workers: Processes that read.
@@ -49,31 +51,42 @@ class RandomData(BaseDataModule):
         n: int = 5120,
         shape: tuple[int, int, int] = (3, 32, 32),
         floats: bool = False,
+        on_device: bool = False,
         sleep_ms: float = 0.0,
         batch_size: int = 128,
         n_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, n_workers)
         self.n, self.shape, self.floats, self.sleep_ms = n, shape, floats, sleep_ms
+        self.device = DEVICE if on_device else torch.device("cpu")
         self.classes = [str(i) for i in range(10)]
 
     def create_data(self) -> None:
-        self.train_dataset = SlowImages(self.n, self.shape, self.floats, self.sleep_ms)
-        self.val_dataset = SlowImages(self.batch_size, self.shape, self.floats)
+        kind = (self.shape, self.floats, self.device)
+        self.train_dataset = RandomImages(self.n, *kind, self.sleep_ms)
+        self.val_dataset = RandomImages(self.batch_size, *kind)
 
 
-class SlowImages(Images):
+class RandomImages(Images):
     """Random images that take a while to be read, if any; bare Lightning reads whole batches."""
 
-    def __init__(self, n: int, shape: tuple[int, ...], floats: bool, sleep_ms: float = 0.0) -> None:
-        images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8)
-        super().__init__(images.float() / 255 if floats else images, torch.arange(n) % 10)
+    def __init__(
+        self,
+        n: int,
+        shape: tuple[int, ...],
+        floats: bool,
+        device: torch.device,
+        sleep_ms: float = 0.0,
+    ) -> None:
+        images = torch.randint(0, 256, (n, *shape), dtype=torch.uint8, device=device)
+        labels = torch.arange(n, device=device) % 10
+        super().__init__(images.float() / 255 if floats else images, labels)
         self.sleep_ms = sleep_ms
 
     def get_batch(self, indices: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         if self.sleep_ms:
             time.sleep(self.sleep_ms / 1e3)
-        return super().get_batch(indices, seeds)
+        return super().get_batch(indices.to(self.labels.device), seeds)
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         at = torch.tensor(indices)
@@ -207,5 +220,9 @@ def tell(measures: dict[str, Callable[[str | None], Iterator[Result]]]) -> None:
     parser.add_argument("--data")
     args = parser.parse_args()
     os.chdir(ROOT)
-    for result in measures[args.id](args.data):
-        print(f"{MARK}{json.dumps(result._asdict())}", flush=True)
+    try:
+        for result in measures[args.id](args.data):
+            print(f"{MARK}{json.dumps(result._asdict())}", flush=True)
+    except Exception as ex:
+        traceback.print_exc()
+        raise SystemExit(f"{type(ex).__name__}: {str(ex).partition(chr(10))[0]}") from None

@@ -220,7 +220,8 @@ def from_the_command(data: str | None) -> Iterator[Result]:
 def counting(_: str | None) -> Iterator[Result]:
     """T18."""
     width = 8192 if HAS_CARD else 64
-    data = {"n": 2 * width, "shape": [1, 1, width], "floats": True, "batch_size": width}
+    data = {"n": 2 * width, "shape": [1, 1, width], "batch_size": width}
+    data |= {"floats": True, "on_device": True}
     flags = (*LINEAR, f"--model.width={width}", "--model.n_layers=4", *data_flags(data))
     flags += ("--model.compile=true", "--trainer.max_steps=6", "--trainer.limit_val_batches=0")
     report = "--trainer.callbacks+=lightning_trainer.ReportFlops"

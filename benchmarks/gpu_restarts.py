@@ -159,7 +159,8 @@ def tests(*files: str) -> Callable[[Bench], Iterator[Result]]:
         )
         ended = bench.run("-m", "pytest", *options, *files)
         failed = re.findall(r"^(?:FAILED|ERROR) \S+?::(.*)", ended.output, re.MULTILINE)
-        counts = re.sub(r",? *\d+ deselected|=+| in [\d.:() s]+$", "", ended.last_line).strip()
+        besides = r",? *\d+ (?:deselected|warnings?)|=+| in [\d.:() s]+$"
+        counts = re.sub(besides, "", ended.last_line).strip()
         if re.fullmatch(r"\d+ skipped", counts):
             yield Result(counts, "skipped")
         else:

@@ -134,7 +134,7 @@ def to_other_devices(bench: Bench) -> Iterator[Result]:
 
 def soak(bench: Bench) -> Iterator[Result]:
     """Kills runs at random for what is left of the time."""
-    seconds = 15 if bench.small else max(bench.left_s - 60, 10)
+    seconds = 15 if bench.small else max(bench.left_s - 80, 10)
     options = ["--kills=1000", f"--seconds={seconds:.0f}", f"--device={bench.device}"]
     options += ["--trainer.max_steps=300"] if bench.small else []
     ended = bench.run("benchmarks/soak.py", *options, DETERMINISTIC)

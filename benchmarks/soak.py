@@ -96,7 +96,6 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no kills after them")
     arguments, others = parser.parse_known_args()
-    ends_at_s = time.perf_counter() + arguments.seconds
     flags = [*FLAGS, f"--trainer.devices={arguments.devices}", *others]
     flags += [f"--trainer.accelerator={arguments.device}"]
     moments, counts = random.Random(arguments.seed), Counter()
@@ -106,6 +105,7 @@ def main() -> None:
         if fit(reference, *flags, f"--output_path={reference}").wait():
             raise SystemExit((reference / "output.txt").read_text())
         expected = session_in(reference)
+        ends_at_s = time.perf_counter() + arguments.seconds
         while counts["kills"] < arguments.kills and time.perf_counter() < ends_at_s:
             started_s = time.perf_counter()
             folder = Path(temporary, f"run_{counts['runs']}")

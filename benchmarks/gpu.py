@@ -45,6 +45,11 @@ AVERAGE = ("--trainer.callbacks+=lightning_trainer.AverageWeights", "--trainer.c
 COMPILED = (*CIFAR, BF16, DETERMINISTIC, "--model.compile=true")
 COMPILED_SMALL = (*TINY, DETERMINISTIC, "--model.compile=true")
 NO_CACHE = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+MARKED = [  # tests of a GPU in the files of others
+    str(path.relative_to(ROOT))
+    for path in sorted((ROOT / "tests").glob("*/test_*.py"))
+    if path.parent.name != "gpu" and "pytest.mark.gpu" in path.read_text()
+]
 
 CORRECTNESS = [
     Row("N2", "two processes on one GPU, gloo", 200, two_processes("gloo", 15)),
@@ -83,10 +88,8 @@ CORRECTNESS = [
         *("T2-T4, T13, T14", "checkpoints are of the step they say", 200),
         tests("tests/gpu/test_gpu_saving.py"),
     ),
-    Row(
-        *("T6, T11, T12, T15", "events, batches on the device, crops, seeds", 200),
-        tests("tests/gpu/test_gpu_data.py", "tests/base/test_sampling.py"),
-    ),
+    Row("T6, T11, T12", "events, batches, crops", 200, tests("tests/gpu/test_gpu_data.py")),
+    Row("T15, others", "tests beside those on the CPU", 200, tests(*MARKED), needs_gpu=True),
     Row(
         *("T7-T10", "out of memory, a failed kernel, signals, NaN", 240),
         tests("tests/gpu/test_gpu_failures.py"),

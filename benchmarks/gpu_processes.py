@@ -146,7 +146,9 @@ def stop(bench: Bench, backend: str, env: dict[str, str]) -> Result:
     finish(bench, backend, "--ckpt_path", session, *end, **env)
     whole = finish(bench, backend, *COMMON, *end, **env)
     differ = bench.run("-c", SAME, session, whole).output.strip()
-    return Result(f"stopped at {n}; after 20 more: {differ}", differ == "differ", what)
+    equal = differ == "differ"  # no name before it
+    text = f"stopped at {n}; after 20 more {'EQUAL' if equal else f'NOT EQUAL: {differ}'}"
+    return Result(text, equal, what)
 
 
 def nccl(bench: Bench) -> Iterator[Result]:

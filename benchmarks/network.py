@@ -1,8 +1,10 @@
 """The guide's network: the layer against a plain loop, and against itself with faster settings.
 
 python benchmarks/network.py
+python benchmarks/network.py --device cuda
 """
 
+import argparse
 import contextlib
 import os
 import tempfile
@@ -18,6 +20,13 @@ from lightning_trainer.start.cli import run_trainer
 from projects.cifar import CifarData, CifarModule, Images
 
 N_STEPS, N_UNTIMED, N_ROUNDS, BATCH_SIZE = 12, 3, 7, 128
+DEVICE = "cpu"
+
+
+def sync() -> None:
+    """Waits for the device."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def random_images(n: int) -> Images:
@@ -38,6 +47,8 @@ class Clock(pl.Callback):
     """Seconds of an iteration."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step in (N_UNTIMED, N_STEPS):
+            sync()
         if trainer.global_step == N_UNTIMED:
             Clock.started_s = time.perf_counter()
         if trainer.global_step == N_STEPS:
@@ -46,15 +57,20 @@ class Clock(pl.Callback):
 
 def plain_loop() -> float:
     module, data = CifarModule(), random_images(5120)
-    for name in ("model", "loss", "optimiser"):
-        getattr(module, f"create_{name}")()
+    module.create_model()
+    module.to(DEVICE)
+    module.create_loss()
+    module.create_optimiser()
     for i in range(N_STEPS):
         if i == N_UNTIMED:
+            sync()
             started_s = time.perf_counter()
-        batch = data.get_batch(torch.randint(0, 5120, (BATCH_SIZE,)), torch.empty(0))
+        on_host = data.get_batch(torch.randint(0, 5120, (BATCH_SIZE,)), torch.empty(0))
+        batch = {name: value.to(DEVICE) for name, value in on_host.items()}
         module.optimiser.zero_grad()
         module.forward_loss(batch, module.forward_model(batch)).backward()
         module.optimiser.step()
+    sync()
     return (time.perf_counter() - started_s) / (N_STEPS - N_UNTIMED) / BATCH_SIZE
 
 
@@ -66,7 +82,10 @@ def layer(*flags: str, batch_size: int = BATCH_SIZE) -> Callable[[], float]:
                 f"--data.batch_size={batch_size}",
             ]
             arguments += [f"--trainer.max_steps={N_STEPS}", f"--output_path={folder}"]
-            arguments += [f"--trainer.callbacks+={__name__}.Clock", "--trainer.accelerator=cpu"]
+            arguments += [
+                f"--trainer.callbacks+={__name__}.Clock",
+                f"--trainer.accelerator={DEVICE}",
+            ]
             with contextlib.redirect_stdout(nothing):
                 run_trainer(["fit", *flags, *arguments])
         return Clock.step_s / batch_size
@@ -75,6 +94,11 @@ def layer(*flags: str, batch_size: int = BATCH_SIZE) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    DEVICE = parser.parse_args().device
+    if DEVICE == "cuda":
+        N_STEPS, N_UNTIMED = 300, 50
     guide = "--model=projects.cifar.CifarModule"
     fast = ["--trainer.precision=bf16-mixed", "--model.channels_last=true"]
     values = alternate(

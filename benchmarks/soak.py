@@ -2,6 +2,9 @@
 
 python benchmarks/soak.py --kills 50
 python benchmarks/soak.py --kills 20 --devices 2
+python benchmarks/soak.py --kills 1000 --seconds 300 --device cuda --trainer.deterministic=true
+
+Options that are not its own are those of `fit`.
 """
 
 import argparse
@@ -49,9 +52,13 @@ def kill(process: "subprocess.Popen[bytes]", after_s: float) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
-def run_with_kills(folder: Path, flags: list[str], moments: random.Random, counts: Counter) -> Path:
+def run_with_kills(
+    folder: Path, flags: list[str], moments: random.Random, counts: Counter, ends_at_s: float
+) -> Path:
     """One run that is killed up to 12 times; each start has another number of workers."""
     for _ in range(12):
+        if time.perf_counter() > ends_at_s and session_in(folder):
+            break
         workers = f"--data.n_workers={moments.choice([0, 0, 1, 2])}"
         session = session_in(folder)
         start = ["--ckpt_path", str(session)] if session else flags
@@ -86,8 +93,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    flags = [*FLAGS, f"--trainer.devices={arguments.devices}", "--trainer.accelerator=cpu"]
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no kills after them")
+    arguments, others = parser.parse_known_args()
+    flags = [*FLAGS, f"--trainer.devices={arguments.devices}", *others]
+    flags += [f"--trainer.accelerator={arguments.device}"]
     moments, counts = random.Random(arguments.seed), Counter()
     with tempfile.TemporaryDirectory() as temporary:
         reference = Path(temporary, "reference")
@@ -95,11 +105,12 @@ def main() -> None:
         if fit(reference, *flags, f"--output_path={reference}").wait():
             raise SystemExit((reference / "output.txt").read_text())
         expected = session_in(reference)
-        while counts["kills"] < arguments.kills:
+        ends_at_s = time.perf_counter() + arguments.seconds
+        while counts["kills"] < arguments.kills and time.perf_counter() < ends_at_s:
             started_s = time.perf_counter()
             folder = Path(temporary, f"run_{counts['runs']}")
             folder.mkdir()
-            session = run_with_kills(folder, flags, moments, counts)
+            session = run_with_kills(folder, flags, moments, counts, ends_at_s)
             comparison = compare_bitwise(expected, session)
             counts["runs"] += 1
             counts["equal"] += comparison.equal

@@ -2,6 +2,7 @@
 
 python benchmarks/steps.py
 python benchmarks/steps.py --devices 2
+python benchmarks/steps.py --device cuda
 """
 
 import argparse
@@ -28,12 +29,15 @@ from torchmetrics.classification import MulticlassAccuracy
 
 N_STEPS = 1000
 N_DEVICES = int(os.environ.get("WORLD_SIZE", 1))  # Lightning removes it after a run
+DEVICE = os.environ.get("STEPS_DEVICE", "cpu")
 
 
 class Clock(pl.Callback):
     """Seconds from the 20th iteration to the last one, and the iterations between."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step in (20, N_STEPS) and DEVICE == "cuda":
+            torch.cuda.synchronize()
         if trainer.global_step == 20:
             Clock.started_s = time.perf_counter()
         if trainer.global_step == N_STEPS:
@@ -77,7 +81,7 @@ def train_lightning(folder: str, usual: bool = False, metric: bool = False) -> N
     if usual:
         callbacks.append(ModelCheckpoint(save_last=True))
     trainer = pl.Trainer(
-        accelerator="cpu", devices=N_DEVICES, strategy="ddp" if N_DEVICES > 1 else "auto",
+        accelerator=DEVICE, devices=N_DEVICES, strategy="ddp" if N_DEVICES > 1 else "auto",
         max_steps=N_STEPS, max_epochs=-1, default_root_dir=folder,
         logger=TensorBoardLogger(folder) if usual else False,
         enable_checkpointing=usual, enable_progress_bar=usual,
@@ -100,7 +104,7 @@ def train_with_layer(folder: str, without: tuple[str, ...] = ()) -> None:
         f"--trainer.devices={N_DEVICES}",
     ]
     flags += [f"--data.n_samples={4 * N_DEVICES * N_STEPS}", f"--trainer.max_steps={N_STEPS}"]
-    flags += ["--trainer.accelerator=cpu", f"--trainer.callbacks+={__name__}.Clock"]
+    flags += [f"--trainer.accelerator={DEVICE}", f"--trainer.callbacks+={__name__}.Clock"]
     with contextlib.ExitStack() as stack:
         if "metrics" in without:
             original = BaseModule.update_metrics
@@ -162,11 +166,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(args.devices)}
+    common["STEPS_DEVICE"] = args.device
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             subprocess.Popen(

@@ -127,6 +127,7 @@ def digest(value: Any) -> str:
     Hashes a tensor's type, shape and bytes, and any other object's `repr` without addresses.
     """
     if isinstance(value, Tensor):
+        value = getattr(value, "to_local", lambda: value)()  # of a DTensor, this process's part
         dense = value.detach().to_dense().cpu().contiguous()
         hashed = hashlib.blake2b(f"{value.dtype} {tuple(value.shape)}".encode(), digest_size=8)
         # Viewed as bytes, because numpy has no bfloat16.

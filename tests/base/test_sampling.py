@@ -116,13 +116,17 @@ def test_torch_draws_as_after_its_own_manual_seed():
 
 
 @pytest.mark.gpu
-def test_the_generator_of_the_gpu_is_seeded_too():
-    device = torch.device("cuda")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_generator_of_the_gpu_is_seeded_too_and_no_other_gpus():
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
     seed_generators(123, device)
     drawn = torch.randn(5, device=device)
     torch.randn(7, device=device)
+    others = [torch.cuda.get_rng_state(i) for i in range(device.index)]
     seed_generators(123, device)
     assert torch.equal(drawn, torch.randn(5, device=device))
+    now = [torch.cuda.get_rng_state(i) for i in range(device.index)]
+    assert all(map(torch.equal, others, now))
 
 
 # ExactSampler: training ---------------------------------------------------------------------------

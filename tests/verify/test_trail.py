@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import TinyModule
 from lightning.pytorch.callbacks import Callback
 from restarts import Killed, kill_at
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from lightning_trainer.verify.trail import RecordTrail, digest, leaves, sample_digests
 
@@ -142,6 +145,16 @@ def test_a_digest_is_the_same_for_the_same_bits():
     assert digest(torch.full((2,), torch.nan)) == digest(torch.full((2,), torch.nan))
     assert digest(torch.arange(6).reshape(2, 3).T) == digest(torch.tensor([[0, 3], [1, 4], [2, 5]]))
     assert digest(object()) == digest(object())  # whose addresses differ
+
+
+def test_a_digest_of_a_sharded_tensor_is_that_of_the_part_of_this_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = distribute_tensor(torch.arange(6.0), mesh, [Shard(0)])
+        assert digest(sharded) == digest(torch.arange(6.0))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_leaves_are_named_by_their_way():

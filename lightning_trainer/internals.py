@@ -6,10 +6,8 @@ a test that fails when a newer version has changed the part.
 
 import argparse
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -115,6 +113,29 @@ def run_validation(trainer: "pl.Trainer") -> None:
     val_loop.reset_restart_stage()
 
 
+def restore_loaders(trainer: "pl.Trainer") -> None:
+    """Loads the state of training loaders where Lightning has not, and when they are made anew.
+
+    Lightning 2.6 loses the state if something asked for the length of the run before the checkpoint
+    was read, and in a run by epochs between two epochs.
+    """
+    fit_loop: Any = trainer.fit_loop
+    if fit_loop._combined_loader_states_to_load:
+        fit_loop._combined_loader._load_state_dicts(fit_loop._combined_loader_states_to_load)
+        fit_loop._combined_loader_states_to_load = []
+        iter(fit_loop._data_fetcher)
+    if every := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        fit_loop._last_train_dl_reload_epoch -= trainer.current_epoch % every
+
+
+def end_epoch(trainer: "pl.Trainer") -> None:
+    """Lets a restored loop, whose batches are all done, go straight to the end of its epoch.
+
+    Lightning 2.6 looks for a validation to finish, then for a batch, unless this one has run.
+    """
+    trainer.fit_loop.epoch_loop.val_loop._has_run = True
+
+
 def allow_iterations(trainer: "pl.Trainer", n_more: int) -> None:
     """Adds to the number of iterations after which the loop is done.
 
@@ -144,9 +165,22 @@ def add_summary(logger: Any, summary: Any) -> None:
     logger.experiment._get_file_writer().add_summary(summary)
 
 
+# torchmetrics 1.0: numbers that a metric keeps about itself, beside what it measures.
+METRIC_COUNTERS = ("_update_count", "_computed", "_forward_cache", "training")
+
+
 def set_update_count(metric: "Metric", n_updates: int) -> None:
     """Marks a metric whose state was restored as updated; torchmetrics 1.0 has no public way."""
     metric._update_count = n_updates
+
+
+def was_updated(metric: "Metric") -> bool:
+    """Whether a metric, or one within it, has seen a batch.
+
+    torchmetrics 1.0: a metric around others counts no updates, `Running` has a count of its own.
+    """
+    counts = ("_update_count", "_num_vals_seen")
+    return any(getattr(m, name, 0) for m in metric.modules() for name in counts)
 
 
 def update_groups(metrics: "MetricCollection", *args: Any) -> None:
@@ -205,47 +239,6 @@ def option_names(parser: argparse.ArgumentParser) -> set[str]:
         if isinstance(action, argparse._SubParsersAction):
             names.update(action.choices, *map(option_names, action.choices.values()))
     return names
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """jsonargparse's error, read from the wording of its message.
-
-    jsonargparse 4.51: its exceptions carry nothing but the message.
-    """
-
-    message: str  # in one line, without Python's notation
-    unknown: str  # the option, key or command that does not exist
-    is_option: bool  # whether `unknown` was typed as `--unknown`
-    class_path: str  # the class that has no such argument
-    lacks: tuple[str, str] | None  # a module, and the name that it does not have
-    is_incomplete: bool  # whether a required setting is missing
-
-    @classmethod
-    def read(cls, message: str, ex: BaseException | None = None) -> "Refusal":
-        """Reads the message that a parser's `error` gets, and the exception behind it."""
-        key = re.match(r'Parser key "([^"]+)"', message)
-        if ex is not None and (cause := root_cause(ex)) is not ex:
-            message = f"`{key[1]}`: {cause}" if key else str(cause)
-        unknown = re.search(
-            r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'"
-            r"|Option '([^']+)' is not accepted|invalid choice: '([^']+)'",
-            message,
-        )
-        class_path = re.search(r"class_path '([^']+)'", message)
-        lacks = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
-        plain = re.sub(r"\s*\n\s*", " ", message.strip())
-        plain = re.sub(r"<class '([\w.]+)'>", r"\1", plain)
-        no_group = "`init_args` must be a group of settings, or be left out"
-        plain = re.sub(r"'\w+' object has no attribute 'keys'", no_group, plain)
-        return cls(
-            message=re.sub(r'Parser key "([^"]+)"', r"`\1`", plain),
-            unknown=next(filter(None, unknown.groups())) if unknown else "",
-            is_option=unknown is not None and unknown[1] is not None,
-            class_path=class_path[1] if class_path else "",
-            lacks=(lacks[1], lacks[2]) if lacks else None,
-            is_incomplete="arguments are required" in message,
-        )
 
 
 def root_cause(ex: BaseException) -> BaseException:

@@ -222,6 +222,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return len(os.sched_getaffinity(0)) + 1 if sys.platform == "linux" else os.cpu_count() or 1
 
 
+# They start processes, which take their time: begun last, the other workers would wait for them.
+_LONG = ("launchers", "readme", "pair", "processes", "recipes", "new", "exact_restart")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
+
+
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what lives as long as the tests: modules, and the tests."""
     gc.collect()

@@ -2,7 +2,7 @@
 
 import argparse
 import inspect
-import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -10,19 +10,17 @@ import torch
 from conftest import TinyData, TinyModule
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops import training_epoch_loop
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 from torch.utils.tensorboard.summary import hparams
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics.wrappers import MinMaxMetric, Running
 
-from lightning_trainer.base.data import BaseDataModule
-from lightning_trainer.base.module import BaseModule
 from lightning_trainer.internals import (
     CURRENT_HOOK,
-    Refusal,
+    METRIC_COUNTERS,
     add_summary,
     allow_iterations,
     call_hooks,
@@ -31,6 +29,7 @@ from lightning_trainer.internals import (
     let_step_unscale,
     option_names,
     reopen,
+    restore_loaders,
     root_cause,
     seed_gpu,
     set_update_count,
@@ -38,9 +37,10 @@ from lightning_trainer.internals import (
     skip_hooks,
     stop_asking_for_sigterm,
     update_groups,
+    was_updated,
     without_profiler,
 )
-from lightning_trainer.start.parser import SessionParser, parser_arguments
+from lightning_trainer.run.epochs import resume_epoch, settle_progress
 
 # Lightning --------------------------------------------------------------------------------------
 
@@ -60,6 +60,15 @@ class CountBatches(Callback):
 
     def on_train_batch_end(self, *args) -> None:
         self.n_ended += 1
+
+
+class SaveAt(Callback):
+    def __init__(self, iteration: int, path: Path) -> None:
+        self.iteration, self.path = iteration, path
+
+    def on_train_batch_end(self, trainer, *args) -> None:
+        if trainer.global_step == self.iteration:
+            trainer.save_checkpoint(self.path)
 
 
 def test_lightning_names_the_hook_that_it_calls_in_the_module():
@@ -129,6 +138,49 @@ def test_tensorboards_file_is_opened_by_the_first_point_and_again_after_a_failur
     assert logger.experiment is not first
 
 
+def test_a_loader_that_was_made_too_early_gets_its_state_before_the_first_batch(tmp_path):
+    class Early(TinyModule):
+        def create_optimiser(self) -> None:
+            assert self.trainer.estimated_stepping_batches == 7
+            super().create_optimiser()
+
+    path, positions = tmp_path / "three.ckpt", []
+    trainer(callbacks=[SaveAt(3, path)], max_steps=3).fit(TinyModule(), datamodule=TinyData())
+
+    class Restore(Callback):
+        def on_train_start(self, trainer, module) -> None:
+            positions.append(trainer.train_dataloader.sampler.position)
+            restore_loaders(trainer)
+            positions.append(trainer.train_dataloader.sampler.position)
+
+    again = trainer(max_steps=-1, max_epochs=1, callbacks=[Restore()])
+    again.fit(Early(), datamodule=TinyData(), ckpt_path=path, weights_only=True)
+    assert positions == [0, 12]
+
+
+def test_an_epoch_whose_batches_are_done_goes_to_its_end_without_a_validation(tmp_path):
+    path, calls = tmp_path / "end.ckpt", []
+
+    class End(Callback):
+        def on_load_checkpoint(self, trainer, module, checkpoint) -> None:
+            settle_progress(checkpoint["loops"]["fit_loop"])
+
+        def on_train_start(self, trainer, module) -> None:
+            resume_epoch(trainer)  # calls end_epoch
+
+        def on_train_epoch_end(self, trainer, module) -> None:
+            calls.append(("end", trainer.global_step))
+            trainer.fit_loop.epoch_loop.restarting = False
+
+        def on_train_batch_start(self, trainer, *args) -> None:
+            calls.append(("batch", trainer.global_step))
+
+    trainer(max_steps=7, callbacks=[SaveAt(7, path)]).fit(TinyModule(), datamodule=TinyData())
+    again = trainer(max_steps=9, callbacks=[End()])
+    again.fit(TinyModule(), datamodule=TinyData(), ckpt_path=path, weights_only=True)
+    assert calls[:2] == [("end", 7), ("batch", 7)]
+
+
 # torchmetrics and torch -------------------------------------------------------------------------
 
 
@@ -136,6 +188,22 @@ def test_a_metric_counts_as_updated_as_often_as_is_said():
     metric = MeanMetric()
     set_update_count(metric, 3)
     assert (metric.update_count, metric.update_called) == (3, True)
+
+
+def test_a_metric_around_others_has_seen_a_batch_if_they_have():
+    for metric in (MinMaxMetric(SumMetric()), Running(SumMetric()), SumMetric()):
+        assert not was_updated(metric)
+        metric.update(1.0)
+        assert was_updated(metric)
+        metric.reset()
+        assert not was_updated(metric)
+
+
+def test_the_numbers_that_a_metric_keeps_about_itself_are_known():
+    metric = SumMetric()
+    metric(1.0)
+    metric.compute()
+    assert vars(metric).keys() >= {*METRIC_COUNTERS}
 
 
 def test_metrics_that_share_their_state_are_updated_once_and_read_right():
@@ -185,80 +253,6 @@ def test_the_names_of_a_parser_are_its_options_its_commands_and_their_options():
     commands = parser.add_subparsers()
     commands.add_parser("fit").add_argument("--tag")
     assert option_names(parser) == {"h", "help", "c", "config", "fit", "tag"}
-
-
-@pytest.fixture
-def refusal(monkeypatch):
-    """Lets jsonargparse refuse a command line; returns what is read from its message."""
-
-    def refuse(*argv: str) -> Refusal:
-        told = []
-
-        def error(self, message, ex=None):
-            if not self.exit_on_error:
-                super(SessionParser, self).error(message, ex)
-            told.append(Refusal.read(message, ex))
-            raise SystemExit(2)
-
-        monkeypatch.setattr(SessionParser, "error", error)
-        monkeypatch.setattr(sys, "argv", ["cli.py"])
-        with pytest.raises(SystemExit):
-            LightningCLI(
-                BaseModule,
-                BaseDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                auto_configure_optimizers=False,
-                parser_class=SessionParser,
-                parser_kwargs=parser_arguments("fit"),
-                args=["fit", *argv],
-            )
-        return told[-1]
-
-    return refuse
-
-
-CLASSES = ("--model=conftest.TinyModule", "--data=conftest.TinyData")
-
-
-def test_an_unknown_option_is_read_from_the_message(refusal):
-    found = refusal(*CLASSES, "--outputpath", "3")
-    assert (found.unknown, found.is_option, found.class_path) == ("outputpath", True, "")
-
-
-def test_an_unknown_key_of_a_file_is_read_from_the_message(refusal, tmp_path):
-    path = tmp_path / "a.yaml"
-    path.write_text("tags: 3")
-    found = refusal(*CLASSES, f"--config={path}")
-    assert (found.unknown, found.is_option) == ("tags", False)
-
-
-def test_an_unknown_argument_of_a_class_is_read_from_the_message(refusal):
-    found = refusal(*CLASSES, "--data.n_worker=3")
-    assert (found.unknown, found.class_path) == ("n_worker", "conftest.TinyData")
-    assert found.message.startswith("`data`: ")
-
-
-def test_a_setting_of_a_wrong_kind_is_read_from_the_message(refusal):
-    message = refusal(*CLASSES, "--trainer.max_steps=many").message
-    assert message == "`trainer.max_steps`: Expected a int. Got value: many"
-
-
-def test_a_class_that_a_module_lacks_is_read_from_the_message(refusal):
-    found = refusal("--model=conftest.TinyModel", CLASSES[1])
-    assert found.message.startswith("`model`: ")
-    assert found.lacks == ("conftest", "TinyModel")
-
-
-def test_arguments_that_are_no_group_are_read_from_the_message(refusal, tmp_path):
-    path = tmp_path / "a.yaml"
-    path.write_text("data: {class_path: conftest.TinyData, init_args: null}")
-    assert "`init_args` must be a group" in refusal(f"--config={path}", CLASSES[0]).message
-
-
-def test_a_missing_setting_is_read_from_the_message(refusal):
-    assert refusal(CLASSES[0]).is_incomplete
-    assert not refusal(*CLASSES, "--tagg=3").is_incomplete
 
 
 def test_a_null_is_refused_by_the_words_that_are_looked_for():

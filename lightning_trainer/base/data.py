@@ -1,5 +1,6 @@
 """BaseDataModule: from `create_data` to loaders that go on where they stopped."""
 
+import math
 import os
 import signal
 import threading
@@ -28,6 +29,7 @@ class SessionLoader(DataLoader[Any]):
     """
 
     sampler: ExactSampler
+    restored: dict[str, int] | None = None  # the state that was loaded
     fetch_started_s = 0.0  # by `perf_counter`, when the newest batch was asked for
     on_fetch: Callable[[], None] | None = None  # is called then
     copy_ahead: CopyAhead | None = None  # on a GPU; without it each batch is copied when it is used
@@ -49,11 +51,24 @@ class SessionLoader(DataLoader[Any]):
             del batch  # its memory may serve the next one
 
     def state_dict(self) -> dict[str, int]:
-        """The number of samples used so far by all processes together, over all epochs."""
-        return {"samples": self.sampler.position}
+        """Samples: used so far by all processes, over all epochs; of the data; of a batch."""
+        sampler = self.sampler
+        return {
+            "samples": sampler.position,
+            "n_samples": sampler.n_samples,
+            "batch_size": sampler.global_batch_size,
+        }
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.position = state["samples"]
+        """Goes on at the same sample of the same epoch, also if their number has changed."""
+        self.restored, n_samples = state, self.sampler.n_samples
+        epoch, offset = divmod(state["samples"], state.get("n_samples", n_samples))
+        self.sampler.position = epoch * n_samples + min(offset, n_samples)
+
+    def n_batches_left(self) -> int:
+        """Batches of the epoch that are left."""
+        left = self.sampler.n_samples - self.sampler.position % self.sampler.n_samples
+        return math.ceil(left / self.sampler.global_batch_size)
 
 
 class BaseDataModule(pl.LightningDataModule):

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from lightning_trainer.internals import update_groups
+from lightning_trainer.internals import update_groups, was_updated
 
 
 def named_metrics(metrics: Metric | MetricCollection) -> dict[str, Metric]:
@@ -32,7 +32,7 @@ def compute_metrics(metrics: Metric | MetricCollection, mode: str) -> dict[str, 
     """
     values: dict[str, Any] = {}
     for name, metric in named_metrics(metrics).items():
-        if metric.update_called:
+        if was_updated(metric):
             value = metric.compute()
             values |= value if isinstance(value, dict) else {name: value}
     metrics.reset()

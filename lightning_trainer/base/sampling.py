@@ -111,6 +111,10 @@ class ExactSampler(DistributedSampler[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Ignored: the epoch follows from `position`."""
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Goes to the start of an epoch that is not reached yet."""
+        self.position = max(self.position, epoch * self.n_samples)
+
     def _slice(self, start: int) -> range:
         """This process's positions within the global batch that begins at `start`."""
         size = min(self.global_batch_size, self.n_samples - start)

@@ -8,6 +8,8 @@ import torch
 
 from lightning_trainer.run.state import RunCallback
 
+_OF_DATA = {"n_samples": "the training data has", "batch_size": "a batch of all processes has"}
+
 
 class WarnOfInexactRestart(RunCallback):
     """Warns when a run goes on but may differ from an uninterrupted one."""
@@ -19,7 +21,16 @@ class WarnOfInexactRestart(RunCallback):
         reasons = []
         if before != trainer.world_size:
             reasons.append(f"{trainer.world_size} processes take part instead of {before}")
-        if not hasattr(trainer.train_dataloader, "load_state_dict"):
+        loader = trainer.train_dataloader
+        restored = getattr(loader, "restored", None) or {}
+        if restored:
+            now = loader.state_dict()  # type: ignore[union-attr]
+            reasons += [
+                f"{what} {now[name]} samples instead of {restored[name]}"
+                for name, what in _OF_DATA.items()
+                if restored.get(name, now[name]) != now[name]
+            ]
+        if not hasattr(loader, "load_state_dict"):
             reasons.append(
                 "the training data comes from a loader of the project's own or an iterable "
                 "dataset, which starts again from its beginning"

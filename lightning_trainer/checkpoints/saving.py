@@ -1,5 +1,6 @@
 """SaveCheckpoints: which checkpoints are written, and when."""
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning_trainer.checkpoints.averaging import end_validation, share_buffer
 from lightning_trainer.checkpoints.finite import check_finite
 from lightning_trainer.checkpoints.stopping import end_by_signal
 from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, write
-from lightning_trainer.internals import validation_is_due
+from lightning_trainer.internals import call_hooks, skip_hooks, validation_is_due
 from lightning_trainer.run.schedule import catch_up
 from lightning_trainer.run.state import RULE, RunCallback
 
@@ -29,7 +30,8 @@ class SaveCheckpoints(RunCallback, Checkpoint):
     and the next save waits for it. A sharded checkpoint (`ModelParallelStrategy`, FSDP) is written
     by Lightning itself, while training waits.
 
-    Lightning calls it after all other callbacks, because it derives from `Checkpoint`.
+    Lightning calls it after all other callbacks, because it derives from `Checkpoint`. What a
+    module does at the end of a batch or a validation, e.g. to a teacher's weights, is saved too.
     """
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -46,6 +48,7 @@ class SaveCheckpoints(RunCallback, Checkpoint):
             write(trainer, run, last)
             finish(trainer, run)
             raise_failure(run)
+        run.at_end(_call_after_module(self, trainer, "on_train_batch_end", "on_validation_end"))
         catch_up(trainer, run)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -128,3 +131,31 @@ class SaveEnd(RunCallback):
             check_finite(trainer, run)
             write(trainer, run, run.session.last_checkpoint)
             finish(trainer, run)
+
+
+def _call_after_module(
+    callback: pl.Callback, trainer: pl.Trainer, *names: str
+) -> Callable[[], None]:
+    """Lets Lightning call these hooks of a callback after the module's own of the same name.
+
+    Lightning 2.0 calls those of all callbacks before. Returns a function that restores the order.
+    """
+    module: Any = trainer.lightning_module
+
+    def join(name: str, own: Callable[..., Any]) -> Callable[..., None]:
+        def both(*args: Any) -> None:
+            own(*args)
+            getattr(type(callback), name)(callback, trainer, module, *args)
+
+        return both
+
+    skip_hooks(callback, names)
+    for name in names:
+        setattr(module, name, join(name, getattr(module, name)))
+
+    def restore() -> None:
+        call_hooks(callback, names)
+        for name in names:
+            vars(module).pop(name, None)
+
+    return restore

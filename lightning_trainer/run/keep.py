@@ -15,7 +15,7 @@ class KeepState(RunCallback):
     """Keeps the state that other callbacks read, so it comes before them.
 
     A checkpoint holds all state of the layer under one key, which is made here. PrintProgress adds
-    the times, KeepTrainMetrics the metrics, ApplyChangedSettings the optimiser's settings.
+    the times, KeepMetrics the metrics, ApplyChangedSettings the optimiser's settings.
     """
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:

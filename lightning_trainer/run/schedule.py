@@ -4,8 +4,14 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from lightning_trainer.internals import allow_iterations, decide_validation, run_validation
+from lightning_trainer.internals import (
+    allow_iterations,
+    decide_validation,
+    run_validation,
+)
+from lightning_trainer.run.epochs import resume_epoch
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import layer_state
 
@@ -44,7 +50,7 @@ class ValidationSchedule(RunCallback):
         if self._raised:
             allow_iterations(trainer, -1)
             self._raised = False
-        self.run.n_iterations = trainer.estimated_stepping_batches
+        self.run.n_iterations = _n_iterations(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Decides whether Lightning validates after this batch."""
@@ -73,8 +79,29 @@ def catch_up(trainer: pl.Trainer, run: RunState) -> None:
     """Runs a validation that the run was stopped before or in; after all `on_train_start`."""
     if run.goes_on and not run.validated:
         run_validation(trainer)
+    if run.goes_on:
+        resume_epoch(trainer)
     if run.goes_on and counts_iterations(trainer):
         decide_validation(trainer, True)
+
+
+def _n_iterations(trainer: pl.Trainer) -> float:
+    """Iterations of the whole run, of which some may be done; called before its first batch."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs or -1
+    if epochs < 0 or math.isinf(batches):
+        return trainer.estimated_stepping_batches
+    schedules = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+
+    def iterations(epoch: int, n_batches: float) -> int:
+        accumulate = trainer.accumulate_grad_batches
+        for schedule in schedules:
+            accumulate = schedule.get_accumulate_grad_batches(epoch)
+        return math.ceil(n_batches / accumulate)
+
+    now = trainer.current_epoch
+    n = trainer.global_step + iterations(now, batches - trainer.fit_loop.batch_idx - 1)
+    n += sum(iterations(epoch, batches) for epoch in range(now + 1, epochs))
+    return n if trainer.max_steps < 0 else min(n, trainer.max_steps)
 
 
 def counts_iterations(trainer: pl.Trainer) -> bool:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from lightning.pytorch.callbacks import Callback
 
-from lightning_trainer.checkpoints.carried import KeepTrainMetrics
+from lightning_trainer.checkpoints.carried import KeepMetrics
 from lightning_trainer.checkpoints.changed_settings import ApplyChangedSettings
 from lightning_trainer.checkpoints.finite import GuardAgainstNonFinite
 from lightning_trainer.checkpoints.inexact import WarnOfInexactRestart
 from lightning_trainer.checkpoints.saving import SaveCheckpoints, SaveEnd
 from lightning_trainer.checkpoints.stopping import StopOnSignal
+from lightning_trainer.checkpoints.trainable import KeepTrainable
 from lightning_trainer.report.bar import EvaluationBar
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.report.evaluation import ReportEvaluation
@@ -19,6 +20,7 @@ from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.visualise import CallVisualise
+from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
 from lightning_trainer.run.schedule import ValidationSchedule
@@ -34,8 +36,10 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
     return [
         ShareSession(run),  # first: all others need the folder and the seed
         KeepState(run),  # before the readers of the iteration, and before others add their state
+        ResumeEpoch(run),  # before the readers of the epoch and of the loader
         SeedEachStep(run),  # before anything draws
-        KeepTrainMetrics(run),  # adds to the state that KeepState has begun
+        KeepMetrics(run),  # adds to the state that KeepState has begun
+        KeepTrainable(run),  # before the first checkpoint
         ValidationSchedule(run),  # before the log line, which shows the time left
         ApplyChangedSettings(run),  # before the log line, which tells the learning rate
         WarnOfInexactRestart(run),  # before the first line of the run that goes on

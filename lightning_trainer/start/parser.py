@@ -10,7 +10,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.registry import COMMANDS
-from lightning_trainer.internals import Refusal, option_names
+from lightning_trainer.internals import option_names
+from lightning_trainer.start.refusal import Refusal
 
 _OWN_OPTIONS = """
 The options of a project's own classes:

@@ -268,6 +268,14 @@ def test_the_epoch_that_lightning_announces_changes_nothing():
     assert sampler.position == 8
 
 
+def test_an_epoch_begins_unless_it_is_reached():
+    (sampler,) = samplers(26, 4, 1, position=34)
+    sampler.begin_epoch(1)
+    assert sampler.position == 34
+    sampler.begin_epoch(2)
+    assert sampler.position == 52
+
+
 # ExactSampler: evaluation -------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 import scripted
 import torch
 import yaml
+from conftest import TinyModule
 from restarts import Killed, copy_at, kill_at, result, same
 from scripted import PROJECT, validated
 
@@ -387,3 +388,31 @@ def open_and_die_at_12(self, trainer, *args) -> None:
     if trainer.global_step == 12:
         Gate.opened.set()
         raise Killed
+
+
+class TeacherModule(TinyModule):
+    """Changes a buffer in the module's own hooks, which Lightning calls after the callbacks'."""
+
+    def create_model(self) -> None:
+        super().create_model()
+        self.register_buffer("teacher", torch.zeros(8, 4))
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        self.teacher.lerp_(self.model[0].weight.detach(), 0.1)
+
+    def on_validation_end(self) -> None:
+        self.teacher.add_(1)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end"])
+def test_what_a_module_does_at_the_end_of_a_batch_or_validation_is_saved(
+    run, config, sessions, monkeypatch, tmp_path, hook
+):
+    with monkeypatch.context() as patch:
+        copy_at(patch, hook, (5, 10), tmp_path / "killed")
+        flags = ("--model=test_saving.TeacherModule", "--save_minutes=0")
+        assert run("fit", "--config", config, *flags, "--trainer.max_steps=12")[0] == 0
+    for n in (5, 10):
+        code, _, err = run("fit", "--ckpt_path", tmp_path / "killed" / str(n))
+        assert code == 0, err
+        assert same(result(tmp_path / "killed" / str(n)), result(sessions()[0]))

@@ -73,8 +73,13 @@ class CompiledStep(nn.Module):
 
     def _warm_up(self, module: Any, batch: Any) -> None:
         """Runs a batch of the training as one of a validation, and leaves no trace."""
-        training = [layer for layer in module.modules() if layer.training]
-        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+        layers = list(module.modules())
+        training = [layer for layer in layers if layer.training]
+        buffers = [
+            (layer, name, buffer, buffer.clone())
+            for layer in layers
+            for name, buffer in layer.named_buffers(recurse=False)
+        ]
         module.eval()
         try:
             with isolate_rng(), torch.no_grad():  # as Lightning validates within a training
@@ -82,8 +87,10 @@ class CompiledStep(nn.Module):
         except Exception as ex:  # the batch may lack what only a validation needs
             warnings.warn(f"the first validation has to be compiled: {ex!r}", stacklevel=2)
         finally:
+            # Before 2.10 torch would use weights that autocast has cast without gradients again.
+            torch.clear_autocast_cache()
             for layer in training:
                 layer.training = True
             with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+                for layer, name, buffer, value in buffers:
+                    setattr(layer, name, buffer.copy_(value))  # the hooks may have set another

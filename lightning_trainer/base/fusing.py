@@ -27,7 +27,7 @@ def fuse(module: pl.LightningModule, optimiser: Optimizer, allowed: bool) -> Non
     fused = allowed and _is_possible(module, groups)
 
     def load(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        # torch takes `fused` from the state, and moves its counts of steps where that needs them.
+        # torch takes `fused` from the state, and then moves the counts of steps to the GPU.
         both = fused and all(group.get("fused") for group in state["param_groups"])
         let_step_unscale(optimiser, both)
         own = {"fused": both or None}

@@ -1,6 +1,7 @@
 """Compiled steps: what is compiled, what is copied, and that compiling ahead leaves no trace."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from restarts import Killed, kill_at, result, same
 from tiny import logged
 from torch import nn
 
-from lightning_trainer.base.compiling import CompiledStep
+from lightning_trainer.base.compiling import CompiledStep, output_and_loss
 
 
 class WithState(TinyModule):
@@ -18,10 +19,12 @@ class WithState(TinyModule):
     def create_model(self) -> None:
         super().create_model()
         self.model.register_buffer("n_calls", torch.zeros(()))
+        self.model.register_buffer("mean", torch.zeros(()))
         self.model[2].eval()  # a layer that does not train
 
     def forward_model(self, batch):
         self.model.n_calls += 1
+        self.model.mean = 0.9 * self.model.mean + 1  # another tensor
         return super().forward_model(batch) + 0.1 * torch.rand(())
 
 
@@ -140,6 +143,25 @@ def test_compiling_ahead_changes_no_result(run, config, sessions, compiled, proj
         code, _, err = run("fit", "--config", config, *options)
         assert code == 0, err
     assert same(*map(result, sessions()))
+
+
+def test_no_weight_that_autocast_has_cast_without_gradients_is_used_for_the_training(monkeypatch):
+    events = []
+
+    class Notes(TinyModule):
+        def forward_model(self, batch):
+            events.append("training" if self.training else "validation")
+            return super().forward_model(batch)
+
+    module = Notes()
+    module.configure_model()
+    module.trainer = SimpleNamespace(accumulate_grad_batches=1, enable_validation=True)
+    step = CompiledStep(nn.Identity(), True, warms_up=True)
+    monkeypatch.setattr(step, "forward", output_and_loss)
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: events.append("forget"))
+    step._compiled_call_impl = None
+    step.run(module, {"x": torch.zeros(4, 4), "label": torch.zeros(4, dtype=torch.long)})
+    assert events == ["validation", "forget", "training"]
 
 
 def test_a_hook_that_a_validation_can_not_run_is_compiled_when_it_comes(

@@ -1,6 +1,7 @@
 """CopyAhead, with streams that only note what they are asked for."""
 
 import contextlib
+import weakref
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,25 @@ def test_small_batches_are_left_to_lightning(streams, monkeypatch):
         *chain(*([f"fetch {i}", f"step {i} {i}"] for i in range(3)))
     ]
     assert streams.n_streams == 0
+
+
+@pytest.mark.parametrize("least_bytes", [1, 9])
+def test_no_batch_is_kept_while_the_next_one_is_fetched(streams, monkeypatch, least_bytes):
+    monkeypatch.setattr(copying, "_LEAST_BYTES", least_bytes)
+    newest: list[Any] = []
+
+    def source():
+        for i in range(4):
+            assert not [tensor for tensor in newest if tensor() is not None]
+            x = torch.full((2,), float(i))
+            newest[:] = [weakref.ref(x)]
+            batch = {"x": x}
+            del x
+            yield batch
+            del batch
+
+    for batch in CopyAhead(CPU, 0)(source()):
+        del batch
 
 
 def test_what_is_not_a_pinned_tensor_of_a_dict_is_left_to_lightning(streams, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from torchmetrics import Metric, MetricCollection
 
 from lightning_trainer.base.metrics import named_metrics
+from lightning_trainer.run.device import on_gpu
 from lightning_trainer.run.state import RunCallback
 
 _WAIT = "called a synchronizing CUDA operation"
@@ -22,11 +23,16 @@ class NameWaitingMetrics(RunCallback):
     """Watches one update of the train metrics on a GPU: that of the second batch after a start.
 
     A metric that reads a value back keeps the host from queueing the next step, in each batch. The
-    first update also finds out which metrics share their state. Later ones cost nothing more.
+    first update also finds out which metrics share their state. Later ones cost nothing more. A
+    hook that a project has set in the module itself, not in its class, is let alone.
     """
 
+    _watches = False
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.strategy.root_device.type != "cuda" or not trainer.is_global_zero:
+        if not (on_gpu(trainer) and trainer.is_global_zero):
+            return
+        if "update_metrics" in vars(pl_module):
             return
         update, updated = pl_module.update_metrics, 0
 
@@ -40,10 +46,11 @@ class NameWaitingMetrics(RunCallback):
             if waiting := find_waiting(metrics, partial(update, metrics, *args, **kwargs)):
                 print(_advice(pl_module, waiting), file=sys.stderr)
 
-        pl_module.update_metrics = watched
+        pl_module.update_metrics, self._watches = watched, True
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        vars(pl_module).pop("update_metrics", None)  # there was no second batch
+        if self._watches:
+            vars(pl_module).pop("update_metrics", None)  # there was no second batch
 
 
 def find_waiting(metrics: Metric | MetricCollection, update: Callable[[], Any]) -> list[str]:

@@ -206,6 +206,17 @@ def test_a_run_of_one_batch_leaves_nothing_behind(mode):
     assert "update_metrics" not in vars(module)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_hook_in_the_module_itself_is_let_alone(mode, device):
+    module = module_of(metric())
+    module.update_metrics = own = lambda *args: None
+    callback = started(module, device)
+    module.update_metrics(module.train_metrics, BATCH, OUTPUT)
+    module.update_metrics(module.train_metrics, BATCH, OUTPUT)
+    callback.teardown(SimpleNamespace(), module, "fit")
+    assert (module.update_metrics, mode.set_to) == (own, [])
+
+
 class AsOnGpu(NameWaitingMetrics):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         strategy = SimpleNamespace(root_device=torch.device("cuda"))

@@ -1,5 +1,7 @@
 """The line at the start that says which settings for speed are on."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 import torch
 
@@ -20,9 +22,17 @@ def speed_line(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
     modes = [str(step.mode) for step in pl_module.modules() if isinstance(step, CompiledStep)]
     modes.append("on" if is_compiled(pl_module) else "off")
     parts = [
-        f"matmul_precision {torch.get_float32_matmul_precision()}",
+        f"matmul_precision {_matmul_precision()}",
         f"benchmark {'on' if torch.backends.cudnn.benchmark else 'off'}",
         *optimisers,
         f"compile {modes[0]}",
     ]
     return f"Speed: {', '.join(parts)}"
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses where a project has set its newer flag instead
+        flags: Any = torch.backends.cuda.matmul
+        return str(flags.fp32_precision)

@@ -47,6 +47,17 @@ def test_on_a_device_it_names_what_torch_was_told(capsys, device):
     )
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 brought the flag"
+)
+def test_a_newer_flag_of_torch_is_told_as_it_was_set(capsys):
+    with ExitStack() as stack:
+        keep_torchs_settings(stack)
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        started("cuda")
+    assert "Speed: matmul_precision tf32, " in capsys.readouterr().out
+
+
 def test_a_model_that_the_project_compiles_counts(capsys):
     class Compiled(TinyModule):
         def create_model(self) -> None:

@@ -94,11 +94,16 @@ def end_at_once(trainer: pl.Trainer, run: RunState, clean_up: contextlib.ExitSta
 
 
 def _is_closed(ex: BaseException) -> bool:
-    return isinstance(ex, dist.DistError) or any(text in str(ex) for text in _LOST_CONTACT)
+    return isinstance(ex, dist.DistError) or _says(ex, *_LOST_CONTACT)
 
 
 def _is_timeout(ex: BaseException) -> bool:
-    return "timed out" in str(ex).lower()
+    return _says(ex, "Timed out", "timed out")
+
+
+def _says(ex: BaseException, *texts: str) -> bool:
+    # torch's errors are RuntimeErrors; Python's own, of a project's connections, are OSErrors.
+    return isinstance(ex, RuntimeError) and any(text in str(ex) for text in texts)
 
 
 def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.Trainer) -> str:

@@ -78,6 +78,12 @@ def test_where_none_tells_its_end_the_loss_of_contact_is_told(capsys, tmp_path):
     assert text.splitlines()[-1].startswith("error: contact with another process was lost")
 
 
+def test_a_connection_of_the_projects_own_is_no_other_process(capsys, tmp_path):
+    for ex in (TimeoutError("timed out"), BrokenPipeError(errno.EPIPE, "Broken pipe")):
+        text = shown(capsys, raised(ex), tmp_path / type(ex).__name__, Two(0))
+        assert text.splitlines()[-1].startswith(f"{type(ex).__name__}: ")
+
+
 def test_a_process_that_knows_no_folder_yet_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "KeyError" in shown(capsys, raised(KeyError("a")), Path(), Two(1))
@@ -121,6 +127,8 @@ def test_the_first_error_is_reported_when_ending_the_run_fails_too(run, config, 
         (RuntimeError("Connection closed by peer [127.0.0.1]:1"), 2, True),
         (RuntimeError("Timed out waiting 1800000ms for recv operation"), 2, True),
         (KeyError("a"), 2, False),
+        (TimeoutError("the read operation timed out"), 2, False),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), 2, False),
         (RuntimeError("Connection closed by peer"), 1, False),
     ],
 )

@@ -55,8 +55,8 @@ _OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         "When the loss is no number: end the run, or go back to last.ckpt and go on.",
     ),
     (
-        *("matmul_precision", Literal["highest", "high", "medium"], "highest"),
-        "Of float32 matrix products: the others use a GPU's tensor cores (torch's own key).",
+        *("matmul_precision", Literal["highest", "high", "medium"] | None, None),
+        "Of float32 matrix products: high and medium use a GPU's tensor cores. null: torch's own.",
     ),
     (
         *("timeout_minutes", PositiveFloat, 30.0),
@@ -185,7 +185,8 @@ class SessionCLI(LightningCLI):
         config, restart = self.config[self.subcommand], self.restart
         if restart:
             config.ckpt_path = str(restart.checkpoint)
-        torch.set_float32_matmul_precision(config.matmul_precision)
+        if config.matmul_precision:  # else a project's file may have set it
+            torch.set_float32_matmul_precision(config.matmul_precision)
         if "verbose" in config:
             config.verbose = False  # Lightning's table would repeat ReportEvaluation's
         self.request = Request(str(self.subcommand), self._typed, self._resolved(), restart)

@@ -119,6 +119,23 @@ def test_what_torch_is_told_holds_for_the_run_and_its_session_and_is_given_back(
     assert TellsTorch.seen[2:] == [before]
 
 
+def test_a_precision_that_a_projects_file_sets_holds_where_the_key_is_not_given(
+    run, config, tmp_path, monkeypatch
+):
+    file = tmp_path / "sets_high.py"
+    file.write_text(
+        f"import torch\nfrom {__name__} import TellsTorch as Tells\n"
+        "torch.set_float32_matmul_precision('high')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before, TellsTorch.seen[:] = told(), []
+    short = ("--trainer.fast_dev_run=1", "--trainer.callbacks=sets_high.Tells")
+    for key in ((), ("--matmul_precision=medium",)):
+        assert run("fit", "--config", config, *short, *key)[0] == 0
+        assert told() == before
+    assert [precision for precision, *_ in TellsTorch.seen] == ["high", "medium"]
+
+
 def test_another_seed_is_another_run(fit, first_half):
     options = ["--trainer.max_steps", "11", "--seed_everything"]
     assert same(weights(fit(*options, "0")), weights(first_half))

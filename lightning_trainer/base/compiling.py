@@ -21,7 +21,9 @@ def output_and_loss(module: Any, batch: Any) -> tuple[Any, Any]:
 
 
 class CompiledStep(nn.Module):
-    """`output_and_loss`, compiled; a module, so that copies of the one that has it can be made.
+    """`output_and_loss`, compiled.
+
+    It is a module, because a copy of a module leaves out the compiled code.
 
     Sizes are fixed, so that each has its own graph: one for all sizes would depend on which of them
     came first, and a restart would not be exact.

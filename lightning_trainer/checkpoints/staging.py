@@ -15,7 +15,7 @@ class Staging:
     The GPU copies after the iteration that the checkpoint is of, and before all that is queued
     later: training may go on at once. The thread that writes waits for the copy.
 
-    Memory that is no longer needed for the next checkpoint is given back. Where no memory can be
+    Memory that the next checkpoint does not need is given back to torch. Where no memory can be
     pinned, and on any other device, training waits for the copy.
     """
 

@@ -61,8 +61,9 @@ class DeviceEvents:
 class DeviceClock:
     """Times a GPU's fetches and updates by events in its queue.
 
-    A fetch is from asking for the batch to the start of the step: nothing where the batch is there
-    before the GPU is, else the GPU's wait, its copies and its augmentation.
+    A fetch is from asking for the batch to the start of the step: the GPU's wait for the batch, and
+    what it copies and augments itself. It does not wait for a batch that is there before it has
+    done the step before.
     """
 
     _loader: SessionLoader | None = None

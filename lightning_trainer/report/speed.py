@@ -11,9 +11,10 @@ from lightning_trainer.internals import is_compiled
 
 
 def speed_line(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
-    """Such as `Speed: matmul_precision high, benchmark on, fused Adam, compile off`; by their keys.
+    """Such as `Speed: matmul_precision high, benchmark on, fused Adam, compile off`.
 
-    What torch was told counts, not the settings: a project may have told it otherwise.
+    Each setting has the name of its key. What torch was told counts, not the settings: a project
+    may have told it otherwise.
     """
     optimisers = [
         f"{'' if is_fused(each) else 'un'}fused {type(each).__name__}"

@@ -29,7 +29,7 @@ def settle(trainer: pl.Trainer, run: RunState) -> None:
 def uses_tf32() -> tuple[bool, bool]:
     """Whether float32 matrix products, and convolutions, are allowed to round to TF32."""
     backends: Any = torch.backends
-    if hasattr(backends.cudnn, "conv"):  # torch 2.9: also where these newer flags were set
+    if hasattr(backends.cudnn, "conv"):  # since torch 2.9; the older flags set these as well
         flags = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
         return flags[0] == "tf32", flags[1] == "tf32"
     return backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32

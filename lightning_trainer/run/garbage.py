@@ -19,7 +19,7 @@ class CollectGarbage(RunCallback):
     usual. A project that has frozen objects or switched the collector off itself is let alone.
     """
 
-    is_off: ClassVar[bool] = False
+    is_off: ClassVar[bool] = False  # whether it has switched Python's own collector off
 
     def on_train_start(self, *_: Any) -> None:
         self._starts_at: float = self.run.iteration + 2

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_trainer.run.device import on_gpu
 from lightning_trainer.run.state import RunCallback
 
 _OF_DATA = {"n_samples": "the training data has", "batch_size": "a batch of all processes has"}
@@ -35,8 +36,7 @@ class WarnOfInexactRestart(RunCallback):
                 "the training data comes from a loader of the project's own or an iterable "
                 "dataset, which starts again from its beginning"
             )
-        on_gpu = trainer.strategy.root_device.type == "cuda"
-        if on_gpu and not torch.are_deterministic_algorithms_enabled():
+        if on_gpu(trainer) and not torch.are_deterministic_algorithms_enabled():
             reasons.append(
                 "kernels on the GPU need not be deterministic (`--trainer.deterministic`)"
             )

@@ -98,7 +98,7 @@ def _is_closed(ex: BaseException) -> bool:
 
 
 def _is_timeout(ex: BaseException) -> bool:
-    return _says(ex, "Timed out", "timed out")
+    return _says(ex, "Timed out", "timed out", "wait timeout")  # the last where a group is made
 
 
 def _says(ex: BaseException, *texts: str) -> bool:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import TinyModule
 from lightning.pytorch.callbacks import Callback
+from torch.distributed import DistStoreError
 
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.folder import Session
@@ -76,6 +77,14 @@ def test_where_none_tells_its_end_the_loss_of_contact_is_told(capsys, tmp_path):
     lost = raised(RuntimeError("Connection reset by peer"))
     text = shown(capsys, lost, tmp_path, Two(0))
     assert text.splitlines()[-1].startswith("error: contact with another process was lost")
+
+
+@pytest.mark.parametrize(
+    "text", ["wait timeout after 1000ms, keys: /a", "Timed out after 2 seconds waiting for clients"]
+)
+def test_a_process_that_waited_in_vain_for_the_start_of_another_says_so(capsys, tmp_path, text):
+    said = shown(capsys, raised(DistStoreError(text)), tmp_path, Two(0))
+    assert said.splitlines()[-1].startswith("error: another process did not start, or does not")
 
 
 def test_a_connection_of_the_projects_own_is_no_other_process(capsys, tmp_path):

@@ -1,7 +1,7 @@
 """Adds the session's own parts to the trainer that the settings describe."""
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -91,7 +91,8 @@ def hide_absent_gpus(stack: ExitStack) -> None:
 
 def keep_torchs_settings(stack: ExitStack) -> None:
     """Gives back what a run's settings, or Lightning, change in torch for the whole process."""
-    stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    with suppress(RuntimeError):  # torch refuses where its newer flags are set, which stay
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
     stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     is_on = torch.are_deterministic_algorithms_enabled()

@@ -136,6 +136,19 @@ def test_a_precision_that_a_projects_file_sets_holds_where_the_key_is_not_given(
     assert [precision for precision, *_ in TellsTorch.seen] == ["high", "medium"]
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 brought the flag"
+)
+def test_a_newer_flag_of_torch_that_was_set_before_stays(run, config):
+    before = torch.get_float32_matmul_precision()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        assert run("fit", "--config", config, "--trainer.fast_dev_run=1")[0] == 0
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_another_seed_is_another_run(fit, first_half):
     options = ["--trainer.max_steps", "11", "--seed_everything"]
     assert same(weights(fit(*options, "0")), weights(first_half))

@@ -1,6 +1,7 @@
 """Starts a run from its command line: python cli.py fit --config configs/digits.yaml."""
 
 import contextlib
+import copy
 import os
 import sys
 from typing import Any, Literal, NoReturn
@@ -24,6 +25,7 @@ from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings
 from lightning_trainer.session.terminal import TerminalLog
+from lightning_trainer.start.defaults import left_out, storable
 from lightning_trainer.start.failure import (
     FILE_NAME,
     end_at_once,
@@ -159,7 +161,7 @@ class SessionCLI(LightningCLI):
 
     def _resolved(self) -> dict[str, Any]:
         """Every setting as plain types, with secrets."""
-        dumped = self.parser.dump(self.config, skip_unset=False)
+        dumped = self.parser.dump(storable(self.config), skip_unset=False)
         settings: dict[str, Any] = yaml.safe_load(dumped)[self.config.subcommand]
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 
@@ -188,8 +190,14 @@ class SessionCLI(LightningCLI):
         torch.set_float32_matmul_precision(config.matmul_precision)
         if "verbose" in config:
             config.verbose = False  # Lightning's table would repeat ReportEvaluation's
-        self.request = Request(str(self.subcommand), self._typed, self._resolved(), restart)
+        resolved = self._resolved()
+        left = left_out(config, resolved)
+        self.request = Request(str(self.subcommand), self._typed, resolved, restart, left)
         request = self.request
+        # Lightning gives the classes these arguments as hyper-parameters.
+        self.config_dump = copy.deepcopy(resolved)
+        for group, arguments in left.items():
+            self.config_dump[group].setdefault("init_args", {}).update(arguments)
         try:
             self.session, self.is_guest = open_folder(request, self._stack)
         except ValueError as ex:

@@ -29,6 +29,7 @@ class Request:
     typed: str  # the command line, without secrets
     resolved: dict[str, Any]  # every setting as plain types, with secrets
     restart: Restart | None  # the checkpoint to start from, if any
+    left_out: dict[str, dict[str, Any]]  # of `resolved`: by "model" and "data", what YAML can't hold
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Leaves out of the stored settings what YAML can't hold: such a default holds again by itself."""
 
+import copy
 import warnings
-from pydoc import resolve
+from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -22,6 +23,14 @@ def storable(settings: Namespace) -> Namespace:
         for name, value in vars(copied).items():
             _clean(value, name)
     return copied
+
+
+def hyper_parameters(stored: dict[str, Any], left: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What Lightning gives the classes as hyper-parameters: the settings, and those left out."""
+    given = copy.deepcopy(stored)
+    for group, arguments in left.items():
+        given[group].setdefault("init_args", {}).update(arguments)
+    return given
 
 
 def left_out(settings: Namespace, stored: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -63,9 +72,14 @@ def _clean(value: Any, name: str) -> None:
 def _leave_out(class_path: str, arguments: Namespace, doubtful: dict[str, Any], name: str) -> None:
     parser = ArgumentParser(exit_on_error=False)
     try:
-        parser.add_class_arguments(resolve(class_path)[0], fail_untyped=False)
+        parser.add_class_arguments(resolve_name(class_path), fail_untyped=False)
         defaults = parser.get_defaults()
-    except (ImportError, TypeError, ValueError):  # a function; jsonargparse has checked its values
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # a function; jsonargparse has checked its values
         return
     for key, value in doubtful.items():
         if _is_given_back(parser, key, value):

@@ -17,6 +17,7 @@ from torch import nn
 from lightning_trainer.start.defaults import storable
 
 CALLBACKS = "lightning.pytorch.callbacks"
+CPU, ONES = torch.device("cpu"), torch.ones(2)
 
 
 class Act(enum.Enum):
@@ -26,7 +27,7 @@ class Act(enum.Enum):
 
 @dataclass
 class Places:
-    place: torch.device = torch.device("cpu")
+    place: torch.device = CPU
     n: int = 3
 
 
@@ -50,15 +51,15 @@ class Typed:
         numbers: dict[int, str] = {1: "a"},  # noqa: B006
         infinite: float = float("inf"),
         module: nn.Module = nn.ReLU(),  # noqa: B008
-        place: torch.device = torch.device("cpu"),
-        place_or_name: torch.device | str = torch.device("cpu"),
+        place: torch.device = CPU,
+        place_or_name: torch.device | str = CPU,
         any_path: Any = pathlib.Path("a"),
         any_tuple: Any = (1, 2),
         any_dtype: Any = torch.float16,
         small: Callable[[int], int] = lambda x: x,
-        tensor: torch.Tensor = torch.ones(2),
+        tensor: torch.Tensor = ONES,
         places: Places = Places(),  # noqa: B008
-        mixed: dict[str, Any] = {"a": torch.device("cpu")},  # noqa: B006
+        mixed: dict[str, Any] = {"a": CPU},  # noqa: B006
     ) -> None:
         self.given = {name: value for name, value in locals().items() if name != "self"}
 
@@ -116,7 +117,7 @@ class TypedModule(TinyModule):
 
     def __init__(
         self,
-        place: torch.device = torch.device("cpu"),
+        place: torch.device = CPU,
         activation: Callable[[Any], Any] = lambda x: x,
         **kwargs,
     ) -> None:

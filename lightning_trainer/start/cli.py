@@ -32,12 +32,7 @@ from lightning_trainer.start.failure import (
     has_lost_contact,
     report_failure,
 )
-from lightning_trainer.start.finders import (
-    begin_search,
-    check_finders,
-    keep_found,
-    search_arguments,
-)
+from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
 from lightning_trainer.start.launch import is_first_process, random_seed
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
 from lightning_trainer.start.parser import SessionParser, parser_arguments
@@ -149,8 +144,6 @@ class SessionCLI(LightningCLI):
             check_settings(config, line.command, self.restart)
             if self.restart:
                 self._kept = keep_found(config, self.restart)
-            elif line.command == "fit":
-                check_finders(config)
         except (OSError, ValueError) as ex:
             parser.error(str(ex))
         # With a path here, Lightning would prefer the checkpoint's hyper-parameters.

@@ -43,7 +43,7 @@ def check_finders(config: Namespace) -> None:
 
 
 def keep_found(config: Namespace, restart: Restart) -> list[str]:
-    """Takes them out of a run that starts from a checkpoint, which has what they found.
+    """Takes tuner callbacks out of a run that starts from a checkpoint, which has what they found.
 
     That wins over the command line, where a job that is queued again names both.
 
@@ -124,7 +124,7 @@ def _take_over(config: Namespace, finder: Namespace, value: float | int | None) 
         found = f"{group}.{name}: {arguments[name]} -> {value}"
         if value is None:
             found = f"found nothing; {group}.{name} stays {arguments[name]}"
-        elif finder.init_args.get("update_attr", True):
+        elif _arguments(finder).get("update_attr", True):
             arguments[name] = value
         else:
             found = f"found {value}; {group}.{name} stays {arguments[name]} (`update_attr`)"
@@ -144,13 +144,17 @@ def _searches_first(callback: Namespace) -> bool:
 
 def _settings_of(finder: Namespace, config: Namespace) -> list[tuple[str, str]]:
     """The group and name of each argument that the finder sets."""
-    arguments = finder.init_args
+    arguments = _arguments(finder)
     given = arguments.get("attr_name") or arguments.get("batch_arg_name")
     for name in [given] if given else ["lr", "learning_rate"]:  # in Lightning's order
-        groups = [g for g in ("model", "data") if name in (config[g].get("init_args") or {})]
+        groups = [g for g in ("model", "data") if name in _arguments(config[g])]
         if groups:
             return [(group, name) for group in groups]
     return []
+
+
+def _arguments(settings: Namespace) -> Any:
+    return settings.get("init_args") or {}
 
 
 def _found(callback: Callback) -> float | int | None:

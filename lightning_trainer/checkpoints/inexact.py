@@ -30,7 +30,7 @@ class WarnOfInexactRestart(RunCallback):
         self._buffers: ChangedBuffers | None = None
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
-        self._before = layer_state(checkpoint).get("conditions") or {}
+        self._before = {**(layer_state(checkpoint).get("conditions") or {})}
         self._buffers = ChangedBuffers(self._before.pop("changed_buffers", ()))
         if "state_dict" in checkpoint:  # a sharded one has its weights elsewhere
             self._buffers.begin(pl_module, checkpoint["state_dict"])
@@ -42,7 +42,7 @@ class WarnOfInexactRestart(RunCallback):
             self._buffers.begin(pl_module, checkpoint["state_dict"])
         self._buffers.look(pl_module)
         now = conditions(trainer, pl_module)
-        checkpoint[KEY]["conditions"] = {**now, "changed_buffers": [*self._buffers.names]}
+        checkpoint[KEY]["conditions"] = {**now, "changed_buffers": sorted(self._buffers.names)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         before = self.run.n_processes_before if self.run.goes_on else None

@@ -157,10 +157,9 @@ def test_other_data_are_told_with_both_numbers(fit, run, monkeypatch, tmp_path):
     calls.clear()
     code, out, err = run("fit", "--ckpt_path", tmp_path / "9", "--data.batch_size=5")
     assert code == 0, err
-    assert (
-        "warning: this restart is not bitwise exact: the training data has 32 samples instead of "
-        "26; a batch of all processes has 5 samples instead of 4\n"
-    ) in err
+    begins = "warning: this restart is not bitwise exact:"
+    assert f"{begins} the training data has 32 samples instead of 26\n" in err
+    assert f"{begins} a batch of all processes has 5 samples instead of 4\n" in err
     # 8 samples of the second epoch were used: 5 batches are left, and 7 follow.
     assert "Finished at iteration 21\n" in out
 

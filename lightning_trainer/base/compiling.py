@@ -8,6 +8,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_trainer.internals import is_compiled
+
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 # These replay CUDA graphs, which write each step's results to the same memory.
@@ -96,3 +98,9 @@ class CompiledStep(nn.Module):
             with torch.no_grad():
                 for layer, name, buffer, value in buffers:
                     setattr(layer, name, buffer.copy_(value))  # the hooks may have set another
+
+
+def compile_mode(pl_module: nn.Module) -> str:
+    """The mode of a `BaseModule`'s compiled steps; "on" for a project's own, or "off"."""
+    modes = [str(step.mode) for step in pl_module.modules() if isinstance(step, CompiledStep)]
+    return modes[0] if modes else "on" if is_compiled(pl_module) else "off"

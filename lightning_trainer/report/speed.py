@@ -5,9 +5,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_trainer.base.compiling import CompiledStep
+from lightning_trainer.base.compiling import compile_mode
 from lightning_trainer.base.fusing import is_fused
-from lightning_trainer.internals import is_compiled
 
 
 def speed_line(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
@@ -20,13 +19,11 @@ def speed_line(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
         f"{'' if is_fused(each) else 'un'}fused {type(each).__name__}"
         for each in trainer.optimizers
     ]
-    modes = [str(step.mode) for step in pl_module.modules() if isinstance(step, CompiledStep)]
-    modes.append("on" if is_compiled(pl_module) else "off")
     parts = [
         f"matmul_precision {_matmul_precision()}",
         f"benchmark {'on' if torch.backends.cudnn.benchmark else 'off'}",
         *optimisers,
-        f"compile {modes[0]}",
+        f"compile {compile_mode(pl_module)}",
     ]
     return f"Speed: {', '.join(parts)}"
 

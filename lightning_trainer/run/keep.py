@@ -39,7 +39,8 @@ class KeepState(RunCallback):
         }
         # Lightning has added these, with their secrets.
         for key in {"hyper_parameters", "datamodule_hyper_parameters"} & checkpoint.keys():
-            checkpoint[key] = scrub(checkpoint[key])
+            kept = {n: v for n, v in checkpoint[key].items() if n not in run.left_out}
+            checkpoint[key] = scrub(kept)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.run.iteration, self.run.stepped = trainer.global_step, 0

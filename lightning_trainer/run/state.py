@@ -115,6 +115,7 @@ class RunState:
     session: Session
     settings: Mapping[str, Any] = field(default_factory=dict)  # as plain types, without secrets
     secrets: Sequence[str] = ()  # texts that nothing in the session may show
+    left_out: Sequence[str] = ()  # arguments of model and data that `settings` can't hold
     save_minutes: float = 10.0  # a crash loses at most so much training
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written

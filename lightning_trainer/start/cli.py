@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
@@ -18,20 +19,22 @@ from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
 from lightning_trainer.internals import root_cause, skip_empty_hooks
 from lightning_trainer.run.state import RunState
-from lightning_trainer.session.environment import job_id, shown_command
+from lightning_trainer.session.environment import shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings
 from lightning_trainer.session.terminal import TerminalLog
+from lightning_trainer.start.defaults import hyper_parameters, left_out, storable
 from lightning_trainer.start.failure import (
     FILE_NAME,
     end_at_once,
     has_lost_contact,
     report_failure,
 )
+from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
 from lightning_trainer.start.launch import is_first_process, random_seed
-from lightning_trainer.start.opening import Request, announce, open_folder, record
+from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
 from lightning_trainer.start.parser import SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
@@ -77,6 +80,8 @@ class SessionCLI(LightningCLI):
     restart: Restart | None = None
     request: Request
     state: RunState | None = None  # None before the trainer is made
+    _kept: Sequence[str] = ()  # lines on the settings that tuner callbacks have found before
+    _searches = False  # whether the trainer is one in which tuner callbacks search
     is_guest = False  # whether another process is using the folder
 
     def __init__(self, argv: list[str], stack: contextlib.ExitStack) -> None:
@@ -130,13 +135,15 @@ class SessionCLI(LightningCLI):
             self._parse()
             self._typed = shown_command(self._argv, secret_texts(self._resolved()))
             if line.command == "fit" and not line.ckpt_path:
-                self.restart = self._of_requeued_job()
+                self.restart = restart_of_job(self.config.fit, self._typed)
                 if self.restart:
                     self._parse()
             config = self.config[self.config.subcommand]
             if config.ckpt_path and not self.restart:  # a config file names it
                 self.restart = Restart.find(config.ckpt_path, line.command, new_session=True)
             check_settings(config, line.command, self.restart)
+            if self.restart:
+                self._kept = keep_found(config, self.restart)
         except (OSError, ValueError) as ex:
             parser.error(str(ex))
         # With a path here, Lightning would prefer the checkpoint's hyper-parameters.
@@ -159,26 +166,9 @@ class SessionCLI(LightningCLI):
 
     def _resolved(self) -> dict[str, Any]:
         """Every setting as plain types, with secrets."""
-        dumped = self.parser.dump(self.config, skip_unset=False)
+        dumped = self.parser.dump(storable(self.config), skip_unset=False)
         settings: dict[str, Any] = yaml.safe_load(dumped)[self.config.subcommand]
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
-
-    def _of_requeued_job(self) -> Restart | None:
-        """The newest checkpoint of a job that SLURM starts again with the same command line."""
-        if int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
-            return None
-        config = self.config.fit
-        if not (session := Session.of_job(config.output_path, job_id(), self._typed)):
-            return None
-        try:
-            restart = Restart.find(str(session.path), "fit", new_session=False)
-        except (OSError, ValueError):  # stopped before its first checkpoint
-            return None
-        if not restart.is_before(config.trainer.max_steps):
-            # A job of several runs repeats its finished ones too.
-            print(f"{session.path} has ended before: nothing left to do")
-            sys.exit(0)
-        return restart
 
     def before_instantiate_classes(self) -> None:
         """Opens the session folder, and copies the terminal to log.txt from here on."""
@@ -189,8 +179,7 @@ class SessionCLI(LightningCLI):
             torch.set_float32_matmul_precision(config.matmul_precision)
         if "verbose" in config:
             config.verbose = False  # Lightning's table would repeat ReportEvaluation's
-        self.request = Request(str(self.subcommand), self._typed, self._resolved(), restart)
-        request = self.request
+        request = self._make_request()
         try:
             self.session, self.is_guest = open_folder(request, self._stack)
         except ValueError as ex:
@@ -202,12 +191,37 @@ class SessionCLI(LightningCLI):
             if not self.is_guest:
                 self.session.path.joinpath(FILE_NAME).unlink(missing_ok=True)
             announce(self.session, request)
+            print(*(f"{line}\n" for line in self._kept), sep="", end="", flush=True)
             if request.records:
                 record(self.session, request)
+
+    def _make_request(self) -> Request:
+        resolved, config = self._resolved(), self.config[self.subcommand]
+        left = left_out(config, resolved)
+        self.request = Request(str(self.subcommand), self._typed, resolved, self.restart, left)
+        self.config_dump = hyper_parameters(resolved, left)
+        return self.request
+
+    def instantiate_classes(self) -> None:
+        """Lets tuner callbacks search first, with objects that are made for that alone."""
+        config = self.config[self.subcommand]
+        is_first = self.subcommand == "fit" and not self.restart
+        if end_search := begin_search(config) if is_first else None:
+            self._searches = True
+            super().instantiate_classes()
+            self.trainer.fit(self.model, datamodule=self.datamodule)
+            end_search(self.config_init.fit.trainer.callbacks)
+            self._searches = False
+            pl.seed_everything(config.seed_everything, workers=True, verbose=False)
+            self.session.write_config(dump_settings(self._make_request().settings))
+        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""
         config = self.config_init[self.subcommand]
+        if self._searches:
+            arguments = search_arguments(config.trainer.callbacks, str(self.session.path))
+            return super().instantiate_trainer(**arguments, **kwargs)
         run = run_state(config, self.session, self.request, self.is_guest, self._stack)
         own = trainer_arguments(config, run, self.request, self.is_guest)
         try:

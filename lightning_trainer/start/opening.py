@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.checkpoint_header import reach
-from lightning_trainer.session.environment import describe_environment, uncommitted_changes
+from lightning_trainer.session.environment import describe_environment, job_id, uncommitted_changes
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.run_record import note_start
@@ -29,6 +29,9 @@ class Request:
     typed: str  # the command line, without secrets
     resolved: dict[str, Any]  # every setting as plain types, with secrets
     restart: Restart | None  # the checkpoint to start from, if any
+    left_out: dict[
+        str, dict[str, Any]
+    ]  # of `resolved`: by "model" and "data", what YAML can't hold
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -52,6 +55,27 @@ class Request:
         """The checkpoint of a training that goes on in its own session."""
         goes_on = self.command == "fit" and self.restart and self.restart.session
         return self.restart if goes_on else None
+
+
+def restart_of_job(config: Any, typed: str) -> Restart | None:
+    """The newest checkpoint of a job that SLURM starts again with the same command line.
+
+    Raises:
+        SystemExit: If its run has ended.
+    """
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
+        return None
+    if not (session := Session.of_job(config.output_path, job_id(), typed)):
+        return None
+    try:
+        restart = Restart.find(str(session.path), "fit", new_session=False)
+    except (OSError, ValueError):  # stopped before its first checkpoint
+        return None
+    if not restart.is_before(config.trainer.max_steps):
+        # A job of several runs repeats its finished ones too.
+        print(f"{session.path} has ended before: nothing left to do")
+        sys.exit(0)
+    return restart
 
 
 def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:

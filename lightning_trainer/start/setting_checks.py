@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.folder import check_tag
 from lightning_trainer.session.secrets import check_complete
+from lightning_trainer.start.finders import check_finders
 from lightning_trainer.start.parser import check_nulls
 
 
@@ -28,6 +29,8 @@ def check_settings(config: Any, command: str, restart: Restart | None) -> None:
     check_nulls("model", config.model)
     check_nulls("data", config.data)
     _check_validations(config.trainer)
+    if command == "fit" and restart is None:
+        check_finders(config)
     wanted = config.trainer.max_steps
     if command == "fit" and (wanted == 0 or (restart and not restart.is_before(wanted))):
         done = restart.iteration if restart else 0

@@ -42,6 +42,7 @@ def run_state(
         session,
         request.settings,
         request.secrets,
+        [name for group in request.left_out.values() for name in group],
         config.save_minutes,
         config.on_non_finite,
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,

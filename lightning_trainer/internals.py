@@ -106,9 +106,11 @@ def run_validation(trainer: "pl.Trainer") -> None:
     not run: else no epoch would follow one that ended with this validation.
     """
     val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    connector: Any = trainer._logger_connector
+    logging_from = connector._first_loop_iter
     val_loop.restarting, trainer.validating = False, True
     val_loop.run()
-    trainer.training = True
+    trainer.training, connector._first_loop_iter = True, logging_from
     val_loop._has_run = False
     val_loop.reset_restart_stage()
 

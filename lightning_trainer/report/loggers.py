@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_trainer.internals import add_summary, is_open, reopen
+from lightning_trainer.internals_of_logging import StepCount
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.metrics_csv import MetricsWriter
 from lightning_trainer.session.secrets import scrub
@@ -33,7 +34,7 @@ class SessionTensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds points; a full disk loses points, but does not end the run."""
-        self._write(super().log_metrics, metrics, step)
+        self._write(super().log_metrics, metrics, _iteration(step))
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
@@ -114,9 +115,14 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Adds to the row of this step; a full disk delays the row."""
         try:
-            self._file.add(step or 0, metrics)
+            self._file.add(_iteration(step) or 0, metrics)
         except OSError as ex:
             warn_of_disk(self._file.path, ex)
+
+
+def _iteration(step: int | None) -> int | None:
+    """The iteration of Lightning's own count of steps; any other step is what it is."""
+    return step.iteration() if isinstance(step, StepCount) else step
 
 
 def log_to_all(trainer: pl.Trainer, numbers: dict[str, float], step: int) -> None:

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 
 from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.internals import end_epoch, restore_loaders
+from lightning_trainer.internals_of_logging import count_steps
 from lightning_trainer.run.state import RunCallback
 
 
@@ -40,6 +41,7 @@ def resume_epoch(trainer: pl.Trainer) -> None:
         end_epoch(trainer)
     elif epoch_loop.batch_progress.current.ready == 0:
         epoch_loop.restarting = False
+    count_steps(trainer)
 
 
 def settle_progress(progress: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""Numbers of a project's own `self.log` are those of a run that was never stopped."""
+
+import pytest
+import torch
+from conftest import TinyModule
+from restarts import copy_at, result, same
+from torchmetrics import MaxMetric, MeanMetric, MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+EPOCHS = ("--trainer.max_steps=-1", "--trainer.max_epochs=3")
+BY_EPOCH = (*EPOCHS, "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0")
+
+
+class LoggingModule(TinyModule):
+    """Logs by each way that Lightning has, from each hook in which the numbers differ."""
+
+    def create_metrics(self) -> None:
+        super().create_metrics()
+        accuracy = MulticlassAccuracy(2, average="micro", validate_args=False)
+        self.mean, self.by_hand, self.best = MeanMetric(), SumMetric(), MaxMetric()
+        self.of_both = MetricCollection({"a": accuracy.clone(), "b": accuracy.clone()})
+        self.val_mean = MeanMetric()
+
+    def on_train_epoch_start(self) -> None:
+        self.log("own/start", float(self.current_epoch + 1))
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        self.log("own/before", float(batch_idx), on_epoch=True, reduce_fx="max")
+
+    def training_step(self, batch, batch_idx):
+        step = super().training_step(batch, batch_idx)
+        loss = step["loss"].detach()
+        for reduce_fx in ("mean", "sum", "min", "max"):
+            self.log(f"own/{reduce_fx}", loss, on_step=False, on_epoch=True, reduce_fx=reduce_fx)
+        self.log("own/both", loss, on_step=True, on_epoch=True)
+        if self.global_step % 3 == 0:
+            self.log("own/rare", loss, on_step=True)
+        self.mean(loss)
+        self.log("own/metric", self.mean, on_step=True, on_epoch=True)
+        self.of_both.update(self.forward_model(batch).detach(), batch["label"])
+        self.log_dict({f"own/{k}": v for k, v in self.of_both.items()}, on_epoch=True, on_step=False)
+        self.by_hand.update(loss)
+        return step
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        self.log("own/after", outputs["loss"].detach(), on_step=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("own/by_hand", self.by_hand.compute())
+        self.by_hand.reset()
+
+    def validation_step(self, batch, batch_idx):
+        step = super().validation_step(batch, batch_idx)
+        self.val_mean.update(step["loss"])
+        self.log("own/val_mean", self.val_mean)
+        self.log("own/val", step["loss"])
+        return step
+
+    def on_validation_epoch_end(self) -> None:
+        self.best.update(self.val_mean.compute())
+        self.log("own/best", self.best.compute())
+
+
+OWN = (
+    *("start", "before_epoch", "mean", "sum", "min", "max", "both_step", "both_epoch", "rare"),
+    *("metric_step", "metric_epoch", "a", "b", "after", "by_hand", "val_mean", "val", "best"),
+)
+
+
+@pytest.fixture
+def begin(run, config):
+    def begin_(*flags: str) -> None:
+        model = ("--model=test_logged.LoggingModule", "--save_minutes=0")
+        monitor = "--trainer.callbacks=lightning.pytorch.callbacks.LearningRateMonitor"
+        code, _, err = run("fit", "--config", config, *model, *flags, monitor)
+        assert code == 0, err
+
+    return begin_
+
+
+@pytest.mark.parametrize(
+    ("flags", "stops"),
+    [
+        ((), (1, 3, 5, 7, 12, 14)),
+        (BY_EPOCH, (5, 7, 14, 20)),
+        (("--trainer.accumulate_grad_batches=3", *EPOCHS), (1, 3, 4)),
+    ],
+    ids=["iterations", "epochs", "accumulation"],
+)
+def test_each_number_is_that_of_a_run_that_was_never_stopped(
+    begin, run, sessions, monkeypatch, tmp_path, flags, stops
+):
+    with monkeypatch.context() as patch:
+        for hook in ("on_train_batch_end", "on_validation_end", "on_validation_batch_end"):
+            copy_at(patch, hook, stops, tmp_path / hook)
+        begin(*flags)
+    expected = result(sessions()[0])
+    logged = {name for row in expected["numbers"] for name, value in row.items() if value}
+    assert {f"own/{name}" for name in OWN} <= logged
+    for session in sorted(tmp_path.glob("on_*/*")):
+        code, _, err = run("fit", "--ckpt_path", session)
+        assert code == 0, err
+        for row, now in zip(expected["numbers"], result(session)["numbers"], strict=True):
+            assert now == row, session
+        assert same(result(session), expected), session

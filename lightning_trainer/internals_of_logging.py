@@ -44,7 +44,7 @@ def count_steps(trainer: pl.Trainer) -> None:
     Lightning 2.6 saves it before it is raised, or at the end of a run after that, and raises it
     when the loop starts, unless the checkpoint is of an epoch's end. Here this is foreseen.
     """
-    loop = trainer.fit_loop.epoch_loop
+    loop: Any = trainer.fit_loop.epoch_loop
     automatic = trainer.lightning_module.automatic_optimization
     done = trainer.global_step if automatic else loop.batch_progress.total.processed
     raised = loop.restarting and not loop._should_accumulate() and not loop.restarted_on_last

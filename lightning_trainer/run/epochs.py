@@ -52,6 +52,8 @@ def settle_progress(progress: dict[str, Any]) -> None:
     its midst, or all its batches are done but not its end, or its end is done too.
     """
     batches, epochs = progress["epoch_loop.batch_progress"], progress["epoch_progress"]
+    if not epochs["total"]["ready"]:  # the checkpoint before the first epoch
+        return
     in_midst = not batches["is_last_batch"]
     ended = not in_midst and epochs["current"]["processed"] == epochs["current"]["ready"]
     for count in (epochs["total"], epochs["current"]):

@@ -29,7 +29,7 @@ class PlaceRows(RunCallback):
         """The iteration that is being done: the one of the newest batch."""
         if trainer.state.fn != "fit":
             return self.run.restored_iteration
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if batches.ready > batches.processed:  # before the end of the batch
             return self.run.iteration + 1
         return trainer.global_step + (trainer.training and is_accumulating(trainer))

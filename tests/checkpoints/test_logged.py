@@ -1,13 +1,13 @@
 """Numbers of a project's own `self.log` are those of a run that was never stopped."""
 
 import pytest
-import torch
 from conftest import TinyModule
 from restarts import copy_at, result, same
+from test_loggers import read_events
 from torchmetrics import MaxMetric, MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-EPOCHS = ("--trainer.max_steps=-1", "--trainer.max_epochs=3")
+EPOCHS = ("--trainer.max_steps=-1", "--trainer.max_epochs=2")
 BY_EPOCH = (*EPOCHS, "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0")
 
 
@@ -38,7 +38,8 @@ class LoggingModule(TinyModule):
         self.mean(loss)
         self.log("own/metric", self.mean, on_step=True, on_epoch=True)
         self.of_both.update(self.forward_model(batch).detach(), batch["label"])
-        self.log_dict({f"own/{k}": v for k, v in self.of_both.items()}, on_epoch=True, on_step=False)
+        for name, metric in self.of_both.items():
+            self.log(f"own/{name}", metric, on_step=False, on_epoch=True)
         self.by_hand.update(loss)
         return step
 
@@ -59,11 +60,13 @@ class LoggingModule(TinyModule):
     def on_validation_epoch_end(self) -> None:
         self.best.update(self.val_mean.compute())
         self.log("own/best", self.best.compute())
+        self.log("own/seen", self.trainer.callback_metrics.get("own/mean", 0.0))
 
 
 OWN = (
     *("start", "before_epoch", "mean", "sum", "min", "max", "both_step", "both_epoch", "rare"),
     *("metric_step", "metric_epoch", "a", "b", "after", "by_hand", "val_mean", "val", "best"),
+    "seen",
 )
 
 
@@ -81,9 +84,18 @@ def begin(run, config):
 @pytest.mark.parametrize(
     ("flags", "stops"),
     [
-        ((), (1, 3, 5, 7, 12, 14)),
-        (BY_EPOCH, (5, 7, 14, 20)),
-        (("--trainer.accumulate_grad_batches=3", *EPOCHS), (1, 3, 4)),
+        (
+            ("--trainer.max_steps=9",),
+            {"on_train_start": [0], "on_train_batch_end": [3, 7], "on_validation_batch_end": [5]},
+        ),
+        (
+            (*BY_EPOCH),
+            {"on_train_batch_end": [9], "on_validation_end": [7]},
+        ),
+        (
+            ("--trainer.accumulate_grad_batches=3", *EPOCHS),
+            {"on_train_batch_end": [1, 3]},
+        ),
     ],
     ids=["iterations", "epochs", "accumulation"],
 )
@@ -91,15 +103,37 @@ def test_each_number_is_that_of_a_run_that_was_never_stopped(
     begin, run, sessions, monkeypatch, tmp_path, flags, stops
 ):
     with monkeypatch.context() as patch:
-        for hook in ("on_train_batch_end", "on_validation_end", "on_validation_batch_end"):
-            copy_at(patch, hook, stops, tmp_path / hook)
+        for hook, iterations in stops.items():
+            copy_at(patch, hook, iterations, tmp_path / hook)
         begin(*flags)
     expected = result(sessions()[0])
+    points = read_events(sessions()[0])
     logged = {name for row in expected["numbers"] for name, value in row.items() if value}
     assert {f"own/{name}" for name in OWN} <= logged
-    for session in sorted(tmp_path.glob("on_*/*")):
+    stopped = [tmp_path / hook / str(n) for hook, numbers in stops.items() for n in numbers]
+    for session in stopped:
         code, _, err = run("fit", "--ckpt_path", session)
         assert code == 0, err
         for row, now in zip(expected["numbers"], result(session)["numbers"], strict=True):
             assert now == row, session
         assert same(result(session), expected), session
+        for name, expected_points in points.items():
+            assert name.startswith("timing") or read_events(session)[name] == expected_points, name
+
+
+def test_each_row_stands_at_its_iteration_and_once(begin, sessions):
+    begin("--trainer.accumulate_grad_batches=3", *EPOCHS)
+    # Three iterations an epoch, a log line every four, validated every five.
+    rows = result(sessions()[0])["numbers"]
+    assert [int(row["step"]) for row in rows] == [0, 3, 4, 5, 6]
+    points = read_events(sessions()[0])
+    assert all(len(found) == len({step for step, _ in found}) for found in points.values())
+    for names, steps in {
+        ("own/mean", "own/by_hand"): [3, 6],  # of epochs
+        ("own/after", "own/metric_step", "train/loss"): [4],
+        ("own/val", "own/best", "val/loss"): [5, 6],
+        ("lr-Adam",): [0, 3, 4],  # an epoch's is logged at its start, too
+    }.items():
+        for name in names:
+            assert [int(row["step"]) for row in rows if row[name]] == steps, name
+            assert [step for step, _ in points[name]] == steps, name

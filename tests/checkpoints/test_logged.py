@@ -89,7 +89,7 @@ def begin(run, config):
             {"on_train_start": [0], "on_train_batch_end": [3, 7], "on_validation_batch_end": [5]},
         ),
         (
-            (*BY_EPOCH),
+            BY_EPOCH,
             {"on_train_batch_end": [9], "on_validation_end": [7]},
         ),
         (

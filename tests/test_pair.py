@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 # 28 samples: in batch norm, the smallest batch of either process has more than one.
+LOGS = ("--model=test_logged.LoggingModule",)
 FLAGS = ("--trainer.devices=2", "--data.n_samples=28")
 
 
@@ -63,7 +64,7 @@ init_args: {data_parallel_size: 2, tensor_parallel_size: 1}
 @pytest.mark.parametrize(
     ("hook", "kills", "flags"),
     [
-        ("on_train_batch_end", (1, 23, 1), ["--save_minutes=0", "--model.schedule=cosine"]),
+        ("on_train_batch_end", (1, 23, 1), ["--save_minutes=0", *LOGS, "--model.schedule=cosine"]),
         ("on_validation_batch_end", (5, 23, 5), ["--model.schedule=plateau"]),
         (
             "on_train_batch_end",

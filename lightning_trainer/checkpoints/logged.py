@@ -23,6 +23,7 @@ class KeepLogged(RunCallback):
     def __init__(self, run: Any) -> None:
         super().__init__(run)
         self._saved: list[dict[str, Any]] = []
+        self._monitored: dict[str, Tensor] = {}  # as it was restored
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         """All processes meet here."""
@@ -39,15 +40,21 @@ class KeepLogged(RunCallback):
             return
         same = len(saved) == trainer.world_size
         own = saved[trainer.global_rank if same else 0]
-        trainer.callback_metrics.update(
-            move_data_to_device(own["monitored"], trainer.strategy.root_device)
-        )
-        numbers = own["epoch"] if same else _shared_out(saved, trainer.is_global_zero)
+        self._monitored = move_data_to_device(own["monitored"], trainer.strategy.root_device)
+        trainer.callback_metrics.update(self._monitored)
+        numbers = own["epoch"] if same else shared_out(saved, trainer.is_global_zero)
         if numbers:
             restore_logged(trainer, numbers)
 
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Forgets results that the project has logged before the restart, and no longer does."""
+        restored, self._monitored = self._monitored, {}
+        for name, value in restored.items():
+            if name.startswith("val/") and trainer.callback_metrics.get(name) is value:
+                del trainer.callback_metrics[name]
 
-def _shared_out(saved: list[dict[str, Any]], is_first: bool) -> dict[str, Any]:
+
+def shared_out(saved: list[dict[str, Any]], is_first: bool) -> dict[str, Any]:
     """The numbers of all processes for the first one, and none of them for any other."""
     shared: dict[str, Any] = {}
     for key, number in saved[0]["epoch"].items():

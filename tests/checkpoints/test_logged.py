@@ -1,11 +1,14 @@
 """Numbers of a project's own `self.log` are those of a run that was never stopped."""
 
 import pytest
+import torch
 from conftest import TinyModule
 from restarts import copy_at, result, same
 from test_loggers import read_events
 from torchmetrics import MaxMetric, MeanMetric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_trainer.checkpoints.logged import shared_out
 
 EPOCHS = ("--trainer.max_steps=-1", "--trainer.max_epochs=2")
 BY_EPOCH = (*EPOCHS, "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0")
@@ -33,6 +36,7 @@ class LoggingModule(TinyModule):
         for reduce_fx in ("mean", "sum", "min", "max"):
             self.log(f"own/{reduce_fx}", loss, on_step=False, on_epoch=True, reduce_fx=reduce_fx)
         self.log("own/both", loss, on_step=True, on_epoch=True)
+        self.log("own/synced", loss, on_step=True, on_epoch=True, sync_dist=True)
         if self.global_step % 3 == 0:
             self.log("own/rare", loss, on_step=True)
         self.mean(loss)
@@ -66,7 +70,7 @@ class LoggingModule(TinyModule):
 OWN = (
     *("start", "before_epoch", "mean", "sum", "min", "max", "both_step", "both_epoch", "rare"),
     *("metric_step", "metric_epoch", "a", "b", "after", "by_hand", "val_mean", "val", "best"),
-    "seen",
+    *("seen", "synced_epoch"),
 )
 
 
@@ -137,3 +141,55 @@ def test_each_row_stands_at_its_iteration_and_once(begin, sessions):
         for name in names:
             assert [int(row["step"]) for row in rows if row[name]] == steps, name
             assert [step for step, _ in points[name]] == steps, name
+
+
+def test_rows_of_a_test_stand_at_the_iteration_of_its_checkpoint(begin, run, sessions):
+    begin("--trainer.max_steps=9")
+    session = sessions()[0]
+    assert run("test", "--ckpt_path", session / "checkpoints/best.ckpt")[0] == 0
+    best = result(session)["best"][0]
+    tested = [row for row in result(session)["numbers"] if row["test/loss"]]
+    assert [(row["step"], bool(row["own/val"])) for row in tested] == [(str(best), True)]
+
+
+class WithoutMean(LoggingModule):
+    """Has lost a metric since the run began, and a result of its validations."""
+
+    def create_metrics(self) -> None:
+        super().create_metrics()
+        del self.mean
+
+    def training_step(self, batch, batch_idx):
+        return TinyModule.training_step(self, batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        pass
+
+
+def test_a_project_that_logs_otherwise_goes_on(begin, run, sessions):
+    begin("--trainer.max_steps=3", "--trainer.val_check_interval=3")
+    session = sessions()[0]
+    flags = ("--model=test_logged.WithoutMean", "--trainer.max_steps=9")
+    code, _, err = run("fit", "--ckpt_path", session, *flags)
+    assert code == 0, err
+    rows = {int(row["step"]): row for row in result(session)["numbers"]}
+    assert rows[7]["own/start"] and rows[7]["own/mean"] == rows[3]["own/mean"]
+    assert not rows[7]["own/metric_epoch"]
+
+
+@pytest.mark.parametrize("reduce_fx", ["mean", "sum", "max", "min"])
+def test_the_sums_of_all_processes_are_those_of_the_first_where_their_number_changes(reduce_fx):
+    size = {"cumulated_batch_size": torch.tensor(2)} if reduce_fx == "mean" else {}
+
+    def saved(value: float) -> dict:
+        sums = {"value": torch.tensor(value), **{name: n.clone() for name, n in size.items()}}
+        return {"epoch": {"step.x": {"reduce_fx": reduce_fx, "sums": sums}}}
+
+    first, second = (
+        shared_out([saved(1.0), saved(5.0)], is_first)["step.x"]["sums"]
+        for is_first in (True, False)
+    )
+    assert first["value"] == {"max": 5.0, "min": 1.0}.get(reduce_fx, 6.0)
+    assert second["value"] == {"max": 5.0, "min": 1.0}.get(reduce_fx, 0.0)
+    if size:
+        assert (first["cumulated_batch_size"], second["cumulated_batch_size"]) == (4, 0)

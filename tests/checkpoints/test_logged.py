@@ -67,6 +67,22 @@ class LoggingModule(TinyModule):
         self.log("own/seen", self.trainer.callback_metrics.get("own/mean", 0.0))
 
 
+class ManualModule(LoggingModule):
+    """Steps twice a batch: two iterations."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for _ in range(2):
+            step = super().training_step(batch, batch_idx)
+            self.optimizers().zero_grad()
+            self.manual_backward(step["loss"])
+            self.optimizers().step()
+        return {"loss": step["loss"].detach()}
+
+
 OWN = (
     *("start", "before_epoch", "mean", "sum", "min", "max", "both_step", "both_epoch", "rare"),
     *("metric_step", "metric_epoch", "a", "b", "after", "by_hand", "val_mean", "val", "best"),
@@ -92,16 +108,14 @@ def begin(run, config):
             ("--trainer.max_steps=9",),
             {"on_train_start": [0], "on_train_batch_end": [3, 7], "on_validation_batch_end": [5]},
         ),
+        (BY_EPOCH, {"on_train_batch_end": [9], "on_validation_end": [7]}),
+        (("--trainer.accumulate_grad_batches=3", *EPOCHS), {"on_train_batch_end": [1, 3]}),
         (
-            BY_EPOCH,
-            {"on_train_batch_end": [9], "on_validation_end": [7]},
-        ),
-        (
-            ("--trainer.accumulate_grad_batches=3", *EPOCHS),
-            {"on_train_batch_end": [1, 3]},
+            ("--model=test_logged.ManualModule", "--trainer.max_steps=18"),
+            {"on_train_batch_end": [6]},
         ),
     ],
-    ids=["iterations", "epochs", "accumulation"],
+    ids=["iterations", "epochs", "accumulation", "two steps a batch"],
 )
 def test_each_number_is_that_of_a_run_that_was_never_stopped(
     begin, run, sessions, monkeypatch, tmp_path, flags, stops

@@ -106,7 +106,7 @@ def begin(run, config):
     [
         (
             ("--trainer.max_steps=9",),
-            {"on_train_start": [0], "on_train_batch_end": [3, 7], "on_validation_batch_end": [5]},
+            {"on_train_start": [0], "on_train_batch_end": [4, 7], "on_validation_batch_end": [5]},
         ),
         (BY_EPOCH, {"on_train_batch_end": [9], "on_validation_end": [7]}),
         (("--trainer.accumulate_grad_batches=3", *EPOCHS), {"on_train_batch_end": [1, 3]}),

@@ -16,16 +16,12 @@ class StepCount(int):
     iteration: Callable[[], int]
 
     def __add__(self, other: int) -> "StepCount":
-        return _step_count(int(self) + other, self.iteration)
+        made = StepCount(int.__add__(self, other))  # twice a step: it is kept short
+        made.iteration = self.iteration
+        return made
 
     def __sub__(self, other: int) -> "StepCount":
         return self + -other
-
-
-def _step_count(count: int, iteration: Callable[[], int]) -> StepCount:
-    made = StepCount(count)
-    made.iteration = iteration
-    return made
 
 
 def tell_iterations(trainer: pl.Trainer, iteration: Callable[[], int]) -> None:
@@ -35,7 +31,8 @@ def tell_iterations(trainer: pl.Trainer, iteration: Callable[[], int]) -> None:
     It is raised after a batch's hooks and validation, so that they stand at one less.
     """
     loop = trainer.fit_loop.epoch_loop
-    loop._batches_that_stepped = _step_count(int(loop._batches_that_stepped), iteration)
+    loop._batches_that_stepped = count = StepCount(loop._batches_that_stepped)
+    count.iteration = iteration
 
 
 def count_steps(trainer: pl.Trainer) -> None:

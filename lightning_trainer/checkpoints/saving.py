@@ -1,6 +1,7 @@
 """SaveCheckpoints: which checkpoints are written, and when."""
 
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -150,7 +151,7 @@ def _act_last(callback: SaveCheckpoints, trainer: pl.Trainer) -> Callable[[], No
 
     skip_hooks(callback, names)
     vars(module)["on_validation_end"] = end_both
-    give_back = call_after_batch(trainer, lambda: kind.on_train_batch_end(callback, trainer))
+    give_back = call_after_batch(trainer, partial(kind.on_train_batch_end, callback, trainer))
 
     def restore() -> None:
         call_hooks(callback, names)

@@ -1,4 +1,4 @@
-"""Every private part of Lightning, torch, torchmetrics, jsonargparse and argparse that is touched.
+"""Every private part of Lightning, torch, torchmetrics, jsonargparse, argparse that is touched.
 
 Each function names the private part, the reason, and the version since which it is known. Each has
 a test that fails when a newer version has changed the part.
@@ -103,12 +103,15 @@ def run_validation(trainer: "pl.Trainer") -> None:
 
     Lightning 2.6: a restored loop can only finish a validation that was begun: with the number of
     batches that were left, but from the start of the data. Afterwards the loop is told that it has
-    not run: else no epoch would follow one that ended with this validation.
+    not run: else no epoch would follow one that ended with this validation. What the epoch has
+    logged goes on, as after any validation.
     """
     val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    connector: Any = trainer._logger_connector
+    logging_from = connector._first_loop_iter
     val_loop.restarting, trainer.validating = False, True
     val_loop.run()
-    trainer.training = True
+    trainer.training, connector._first_loop_iter = True, logging_from
     val_loop._has_run = False
     val_loop.reset_restart_stage()
 

@@ -90,6 +90,7 @@ def test_calls_of_the_layers_own_functions(each_step):
     # By Lightning: each of its hooks is one of these, and two of the first.
     assert calls.pop("module.BaseModule.__setattr__") <= 46
     assert calls.pop("internals.without_profiler.<locals>.<lambda>") <= 31
+    assert calls.pop("internals_of_logging.StepCount.__add__") == 2
     of_samples = {name: n for name, n in calls.items() if n > 1}
     assert of_samples.keys() == {
         "sampling.derive_seed",

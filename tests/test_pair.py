@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 # 28 samples: in batch norm, the smallest batch of either process has more than one.
 FLAGS = ("--trainer.devices=2", "--data.n_samples=28")
+LOGS = "--model=test_logged.LoggingModule"  # logs in all ways that Lightning has
 
 
 def start_pair(*args: object) -> list[subprocess.Popen[str]]:
@@ -64,7 +65,7 @@ init_args: {data_parallel_size: 2, tensor_parallel_size: 1}
     ("hook", "kills", "flags"),
     [
         ("on_train_batch_end", (1, 23, 1), ["--save_minutes=0", "--model.schedule=cosine"]),
-        ("on_validation_batch_end", (5, 23, 5), ["--model.schedule=plateau"]),
+        ("on_validation_batch_end", (5, 23, 5), [LOGS, "--model.schedule=plateau"]),
         (
             "on_train_batch_end",
             (3, 23, 9),

@@ -1,6 +1,7 @@
 """SaveCheckpoints: which checkpoints are written, and when."""
 
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning_trainer.checkpoints.finite import check_finite
 from lightning_trainer.checkpoints.stopping import end_by_signal
 from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, write
 from lightning_trainer.internals import call_hooks, skip_hooks, validation_is_due
+from lightning_trainer.internals_of_logging import call_after_batch
 from lightning_trainer.run.schedule import catch_up
 from lightning_trainer.run.state import RULE, RunCallback
 
@@ -31,7 +33,8 @@ class SaveCheckpoints(RunCallback, Checkpoint):
     by Lightning itself, while training waits.
 
     Lightning calls it after all other callbacks, because it derives from `Checkpoint`. What a
-    module does at the end of a batch or a validation, e.g. to a teacher's weights, is saved too.
+    module does at the end of a batch or a validation, e.g. to a teacher's weights, is saved too,
+    and the batch's numbers are logged before.
     """
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -48,7 +51,7 @@ class SaveCheckpoints(RunCallback, Checkpoint):
             write(trainer, run, last)
             finish(trainer, run)
             raise_failure(run)
-        run.at_end(_call_after_module(self, trainer, "on_train_batch_end", "on_validation_end"))
+        run.at_end(_act_last(self, trainer))
         catch_up(trainer, run)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -133,29 +136,29 @@ class SaveEnd(RunCallback):
             finish(trainer, run)
 
 
-def _call_after_module(
-    callback: pl.Callback, trainer: pl.Trainer, *names: str
-) -> Callable[[], None]:
-    """Lets Lightning call these hooks of a callback after the module's own of the same name.
+def _act_last(callback: SaveCheckpoints, trainer: pl.Trainer) -> Callable[[], None]:
+    """Lets it act after the module's own hooks, and after the numbers of a batch are logged.
 
-    Lightning 2.0 calls those of all callbacks before. Returns a function that restores the order.
+    Lightning 2.0 calls a module's hook after those of all callbacks. Returns a function that
+    restores the order.
     """
-    module: Any = trainer.lightning_module
+    kind, module, names = type(callback), trainer.lightning_module, _SAVES_IN
+    own = module.on_validation_end
 
-    def join(name: str, own: Callable[..., Any]) -> Callable[..., None]:
-        def both(*args: Any) -> None:
-            own(*args)
-            getattr(type(callback), name)(callback, trainer, module, *args)
-
-        return both
+    def end_both() -> None:
+        own()
+        kind.on_validation_end(callback, trainer, module)
 
     skip_hooks(callback, names)
-    for name in names:
-        setattr(module, name, join(name, getattr(module, name)))
+    vars(module)["on_validation_end"] = end_both
+    give_back = call_after_batch(trainer, partial(kind.on_train_batch_end, callback, trainer))
 
     def restore() -> None:
         call_hooks(callback, names)
-        for name in names:
-            vars(module).pop(name, None)
+        vars(module).pop("on_validation_end", None)
+        give_back()
 
     return restore
+
+
+_SAVES_IN = ("on_train_batch_end", "on_validation_end")

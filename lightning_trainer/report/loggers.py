@@ -13,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_trainer.internals import add_summary, is_open, reopen
+from lightning_trainer.internals_of_logging import StepCount
 from lightning_trainer.session.folder import Session
-from lightning_trainer.session.metrics_csv import MetricsWriter
+from lightning_trainer.session.metrics_csv import MetricsReader, MetricsWriter
 from lightning_trainer.session.secrets import scrub
 from lightning_trainer.session.settings import flatten
 
@@ -22,18 +23,33 @@ from lightning_trainer.session.settings import flatten
 class SessionTensorBoard(TensorBoardLogger):
     """Lightning's TensorBoard logger without a folder of its own and without hparams.yaml.
 
-    Points of an earlier start from `purge_step` on are hidden.
+    Points of an earlier start from `purge_step` on are hidden. A point that is there, at the newest
+    step, is not written again: Lightning logs the epoch with each row, and some callbacks log at
+    each batch of an iteration. After a restart metrics.csv tells what is there.
     """
 
     _pause_until_s = 0.0
+    _step: int | None = None  # the newest
 
     def __init__(self, session: Session, purge_step: int | None = None) -> None:
         super().__init__(session.path, "", "", default_hp_metric=False, purge_step=purge_step)
+        self._rows = MetricsReader(session.path / "metrics.csv")
+        self._before = None if purge_step is None else purge_step - 1
+        self._points: dict[str, float] = {}
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Adds points; a full disk loses points, but does not end the run."""
-        self._write(super().log_metrics, metrics, step)
+        step = _iteration(step)
+        if step != self._step:
+            self._step = step
+            self._points = self._rows.at(step) if step is not None and step == self._before else {}
+        new = {name: value for name, value in metrics.items() if not self._is_there(name, value)}
+        self._points.update(new)
+        self._write(super().log_metrics, new, step)
+
+    def _is_there(self, name: str, value: Any) -> bool:
+        return isinstance(value, int | float) and self._points.get(name) == value
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
@@ -114,9 +130,14 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Adds to the row of this step; a full disk delays the row."""
         try:
-            self._file.add(step or 0, metrics)
+            self._file.add(_iteration(step) or 0, metrics)
         except OSError as ex:
             warn_of_disk(self._file.path, ex)
+
+
+def _iteration(step: int | None) -> int | None:
+    """The iteration of Lightning's own count of steps; any other step is what it is."""
+    return step.iteration() if isinstance(step, StepCount) else step
 
 
 def log_to_all(trainer: pl.Trainer, numbers: dict[str, float], step: int) -> None:

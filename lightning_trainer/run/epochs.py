@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 
 from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.internals import end_epoch, restore_loaders
+from lightning_trainer.internals_of_logging import count_steps
 from lightning_trainer.run.state import RunCallback
 
 
@@ -40,6 +41,7 @@ def resume_epoch(trainer: pl.Trainer) -> None:
         end_epoch(trainer)
     elif epoch_loop.batch_progress.current.ready == 0:
         epoch_loop.restarting = False
+    count_steps(trainer)
 
 
 def settle_progress(progress: dict[str, Any]) -> None:
@@ -50,6 +52,8 @@ def settle_progress(progress: dict[str, Any]) -> None:
     its midst, or all its batches are done but not its end, or its end is done too.
     """
     batches, epochs = progress["epoch_loop.batch_progress"], progress["epoch_progress"]
+    if not epochs["total"]["ready"]:  # the checkpoint before the first epoch
+        return
     in_midst = not batches["is_last_batch"]
     ended = not in_midst and epochs["current"]["processed"] == epochs["current"]["ready"]
     for count in (epochs["total"], epochs["current"]):

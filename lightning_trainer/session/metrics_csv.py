@@ -38,6 +38,14 @@ class MetricsReader:
         for fields in lines:
             yield dict(zip(columns, fields, strict=True))
 
+    def at(self, step: int) -> dict[str, float]:
+        """The numbers of a step."""
+        found = {}
+        for row in self.rows():
+            if int(row.pop("step")) == step:
+                found = {name: n for name in row if (n := _number(row[name])) is not None}
+        return found
+
     def newest(self, name: str) -> tuple[int | None, float | None]:
         """The highest step, and the newest value of a name; reads only the end of the file."""
         lines = self._lines(only_tail=True)

@@ -8,6 +8,7 @@ from lightning_trainer.checkpoints.carried import KeepMetrics
 from lightning_trainer.checkpoints.changed_settings import ApplyChangedSettings
 from lightning_trainer.checkpoints.finite import GuardAgainstNonFinite
 from lightning_trainer.checkpoints.inexact import WarnOfInexactRestart
+from lightning_trainer.checkpoints.logged import KeepLogged
 from lightning_trainer.checkpoints.saving import SaveCheckpoints, SaveEnd
 from lightning_trainer.checkpoints.stopping import StopOnSignal
 from lightning_trainer.checkpoints.trainable import KeepTrainable
@@ -23,6 +24,7 @@ from lightning_trainer.report.visualise import CallVisualise
 from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
+from lightning_trainer.run.rows import PlaceRows
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
 from lightning_trainer.run.sharing import ShareSession
@@ -38,7 +40,9 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         KeepState(run),  # before the readers of the iteration, and before others add their state
         ResumeEpoch(run),  # before the readers of the epoch and of the loader
         SeedEachStep(run),  # before anything draws
+        PlaceRows(run),  # before anything is logged
         KeepMetrics(run),  # adds to the state that KeepState has begun
+        KeepLogged(run),  # before the first checkpoint
         KeepTrainable(run),  # before the first checkpoint
         ValidationSchedule(run),  # before the log line, which shows the time left
         ApplyChangedSettings(run),  # before the log line, which tells the learning rate

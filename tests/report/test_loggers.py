@@ -6,6 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from lightning_trainer.internals_of_logging import StepCount
 from lightning_trainer.report.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.session.folder import Session
 
@@ -116,4 +117,37 @@ def test_the_arguments_of_nested_classes_are_named_as_on_the_command_line(tmp_pa
         "model.sizes": "[3, 4]",
         "model.clip": "null",
         "api_key": "<secret: not stored>",
+    }
+
+
+def test_lightnings_count_of_steps_is_an_iteration_and_any_other_step_stays(tmp_path):
+    count = StepCount(24)
+    count.iteration = lambda: 25
+    board, file = SessionTensorBoard(Session(tmp_path)), MetricsFile(Session(tmp_path))
+    for logger in (board, file):
+        logger.log_metrics({"a": 1.0}, step=24)
+        logger.log_metrics({"b": 2.0}, step=count)
+        logger.log_metrics({"c": 3.0}, step=count + 1 - 1)
+    board.finalize("success")
+    assert read_events(tmp_path) == {"a": [(24, 1.0)], "b": [(25, 2.0)], "c": [(25, 3.0)]}
+    assert (tmp_path / "metrics.csv").read_text() == "step,a,b,c\n24,1.0,,\n25,,2.0,3.0\n"
+
+
+def test_a_point_that_is_there_is_not_written_again(tmp_path):
+    first, file = SessionTensorBoard(Session(tmp_path)), MetricsFile(Session(tmp_path))
+    for logger in (first, file):
+        for _ in range(2):
+            logger.log_metrics({"a": 1.0, "b": 2.0}, step=3)
+        logger.log_metrics({"b": 2.5}, step=3)
+        logger.log_metrics({"a": 9.0}, step=4)
+    first.finalize("success")
+    # A run that goes on from the checkpoint of iteration 3 logs the end of its epoch again.
+    second = SessionTensorBoard(Session(tmp_path), purge_step=4)
+    second.log_metrics({"a": 1.0, "b": 2.5, "c": 7.0}, step=3)
+    second.log_metrics({"a": 1.0}, step=4)
+    second.finalize("success")
+    assert read_events(tmp_path) == {
+        "a": [(3, 1.0), (4, 1.0)],
+        "b": [(3, 2.0), (3, 2.5)],
+        "c": [(3, 7.0)],
     }

@@ -30,11 +30,7 @@ class WarnOfInexactRestart(RunCallback):
                 for name, what in _OF_DATA.items()
                 if restored.get(name, now[name]) != now[name]
             ]
-        if not hasattr(loader, "load_state_dict"):
-            reasons.append(
-                "the training data comes from a loader of the project's own or an iterable "
-                "dataset, which starts again from its beginning"
-            )
+        reasons += self.run.loader_faults
         on_gpu = trainer.strategy.root_device.type == "cuda"
         if on_gpu and not torch.are_deterministic_algorithms_enabled():
             reasons.append(

@@ -23,6 +23,7 @@ from lightning_trainer.report.visualise import CallVisualise
 from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
+from lightning_trainer.run.loaders import FollowLoaders
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
 from lightning_trainer.run.sharing import ShareSession
@@ -37,6 +38,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         ShareSession(run),  # first: all others need the folder and the seed
         KeepState(run),  # before the readers of the iteration, and before others add their state
         ResumeEpoch(run),  # before the readers of the epoch and of the loader
+        FollowLoaders(run),  # after the state of loaders is restored
         SeedEachStep(run),  # before anything draws
         KeepMetrics(run),  # adds to the state that KeepState has begun
         KeepTrainable(run),  # before the first checkpoint

@@ -95,12 +95,12 @@ class FollowedLoader(CombinedLoader):
         def add(value: Any) -> None:
             if isinstance(value, Tensor):
                 value = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-            elif not isinstance(value, np.ndarray):
-                value = repr(value).encode()
-            found.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
+            found.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
 
-        apply_to_collection(self.ahead[:1] if self.ahead else None, (Tensor, np.ndarray, int, float, str, bytes), add)
-        return found.hexdigest() if self.ahead is not None else ""
+        if self.ahead is None:
+            return ""
+        apply_to_collection(self.ahead[0], (Tensor, np.ndarray, int, float, str, bytes), add)
+        return found.hexdigest()
 
     def _fetch(self) -> None:
         self.states = [

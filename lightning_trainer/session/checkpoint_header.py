@@ -79,8 +79,8 @@ def layer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """This library's state in a checkpoint; empty if another program has written the checkpoint.
 
     Its keys are `version`, `settings`, `validated` (whether the validation due there has run),
-    `best` (None, or `name`, `mode`, `score`, `iteration`), `times`, `losses`, `train_metrics` and
-    `optimiser`.
+    `best` (None, or `name`, `mode`, `score`, `iteration`), `times`, `losses`, `train_metrics`,
+    `optimiser` and `loaders` (of each process, where they are a project's own).
 
     Raises:
         ValueError: If a newer version of this library has written it.

@@ -32,8 +32,8 @@ def test_a_loader_that_starts_from_its_beginning_is_told_once(run, config, sessi
     code, _, err = run("fit", "--ckpt_path", sessions()[0], "--trainer.max_steps=12")
     assert code == 0, err
     assert inexact(err) == [
-        "warning: this restart is not bitwise exact: `DataLoader` has no `state_dict`, so it starts "
-        "again from its beginning"
+        "warning: this restart is not bitwise exact: `DataLoader` has no `state_dict`, so it "
+        "starts again from its beginning"
     ]
     assert "resumable" not in err
 

@@ -118,7 +118,10 @@ class BaseDataModule(pl.LightningDataModule):
         self._create_once()
 
     def train_dataloader(self) -> Any:
-        """Shuffled batches of `train_dataset`. Override it for a loader of your own."""
+        """Shuffled batches of `train_dataset`. Override it for a loader of your own.
+
+        `docs/loaders.md` says which of those go on exactly.
+        """
         # Lightning's overfit_batches asks for the same few batches in every epoch.
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
         return self.create_loader("train_dataset", shuffle=not overfit)

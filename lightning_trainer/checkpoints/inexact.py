@@ -68,11 +68,7 @@ class WarnOfInexactRestart(RunCallback):
             "(`register_buffer(..., persistent=False)`)"
             for name in (self._buffers.names if self._buffers else ())
         ]
-        if not hasattr(loader, "load_state_dict"):
-            reasons.append(
-                "the training data comes from a loader of the project's own or an iterable "
-                "dataset, which starts again from its beginning"
-            )
+        reasons += self.run.loader_faults
         if on_gpu(trainer) and not torch.are_deterministic_algorithms_enabled():
             reasons.append(
                 "kernels on the GPU need not be deterministic (`--trainer.deterministic`)"

@@ -132,6 +132,9 @@ class RunState:
     n_processes_before: int | None = None  # processes of the run that wrote that checkpoint
     failure: Exception | None = None  # the first error; ending the run may raise others
 
+    # FollowLoaders
+    loader_faults: Sequence[str] = ()  # why the training data does not go on where it stopped
+
     # run/device.py
     settled_s: float = 0.0  # by `perf_counter`, when a GPU had last done all its work
 

@@ -80,7 +80,8 @@ def layer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
     Its keys are `version`, `settings`, `validated` (whether the validation due there has run),
     `best` (None, or `name`, `mode`, `score`, `iteration`), `times`, `losses`, `train_metrics`,
-    `optimiser`, and `conditions` (what decides last bits, as checkpoints/conditions.py has it).
+    `optimiser`, `conditions` (what decides last bits, as checkpoints/conditions.py has it) and
+    `loaders` (of each process, where they are a project's own).
 
     Raises:
         ValueError: If a newer version of this library has written it.

@@ -24,6 +24,7 @@ from lightning_trainer.report.visualise import CallVisualise
 from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
+from lightning_trainer.run.loaders import FollowLoaders
 from lightning_trainer.run.rows import PlaceRows
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
@@ -39,6 +40,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         ShareSession(run),  # first: all others need the folder and the seed
         KeepState(run),  # before the readers of the iteration, and before others add their state
         ResumeEpoch(run),  # before the readers of the epoch and of the loader
+        FollowLoaders(run),  # after the state of loaders is restored
         SeedEachStep(run),  # before anything draws
         PlaceRows(run),  # before anything is logged
         KeepMetrics(run),  # adds to the state that KeepState has begun

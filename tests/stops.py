@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -95,14 +96,17 @@ def draw_case(
 
 
 def check_case(case: Case, folder: Path) -> Iterator[tuple[Stop, str]]:
-    """For each stop "equal", "not reached", or what differs; all processes of the case call it."""
+    """For each stop "equal", "not reached", or what differs; all processes of the case call it.
+
+    The first one copies and compares.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "tiny.yaml"
     config.write_text(CONFIG.format(output_path=folder / "experiments"))
     numbers = {stop: i for i, stop in enumerate(case.stops)}
     copies = {(s.place, s.number): folder / f"first_{s.place}_{s.number}" for s in numbers}
     _run(["fit", "--config", config, *case.flags], copies)
-    expected = whole_result(newest(folder / "experiments"))
+    expected = whole_result(newest(folder / "experiments")) if _is_first() else {}
     for stop, i in numbers.items():
         first, session = copies[stop.place, stop.number], folder / f"stopped_{i}"
         if not first.exists():
@@ -115,7 +119,7 @@ def check_case(case: Case, folder: Path) -> Iterator[tuple[Stop, str]]:
             session = twice if twice.exists() else session
         if session.name.startswith("again") or not stop.again:
             _run(["fit", "--ckpt_path", session], {})
-        got = whole_result(session)
+        got = whole_result(session) if _is_first() else {}
         different = [name for name in expected if not same(got.get(name), expected[name])]
         yield stop, f"different: {', '.join(different)}" if different else "equal"
 
@@ -147,19 +151,24 @@ def _copy_at(patch: pytest.MonkeyPatch, hook: str, copies: dict[int, Path]) -> N
     def copying(self, trainer, *args, **kwargs):
         original(self, trainer, *args, **kwargs)
         calls[0] += not trainer.sanity_checking
-        if calls[0] in copies:
-            if trainer.is_global_zero and not trainer.sanity_checking:
-                _copy(self.run.session.path, copies[calls[0]])
-            trainer.strategy.barrier()
+        if calls[0] in copies and not trainer.sanity_checking:
+            _copy(self.run.session.path, copies[calls[0]])
 
     patch.setattr(SaveCheckpoints, hook, copying)
 
 
 def _copy(session: Path, copy: Path) -> None:
-    if not copy.exists() and int(os.environ.get("RANK", 0)) == 0:
+    """The first process copies, the others wait for it."""
+    if _is_first() and not copy.exists():
         part = copy.with_name(f"{copy.name}.part")
         shutil.copytree(session, part, symlinks=True)
         part.rename(copy)
+    while not copy.exists():
+        time.sleep(0.01)
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def only(case: Case, stop: Stop) -> Case:

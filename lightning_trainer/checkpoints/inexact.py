@@ -37,7 +37,7 @@ class WarnOfInexactRestart(RunCallback):
                 "dataset, which starts again from its beginning"
             )
         ddp = trainer.strategy.model
-        if trainer.world_size > 2 and rebuilds_buckets(ddp) and keeps_first_bucket(ddp):  # type: ignore[arg-type]
+        if trainer.world_size > 2 and rebuilds_buckets(ddp) and keeps_first_bucket(ddp):
             reasons.append(
                 "DDP adds up the first step's gradients in another order than those of later steps "
                 "(a static graph or sparse gradients: `find_unused_parameters` has one order)"

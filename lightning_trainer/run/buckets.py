@@ -21,9 +21,8 @@ class SettleBuckets(RunCallback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Does a step of its own whose gradients are zero; all processes meet here."""
-        ddp = trainer.strategy.model
+        ddp: Any = trainer.strategy.model
         if trainer.world_size > 2 and rebuilds_buckets(ddp) and not keeps_first_bucket(ddp):
-            assert isinstance(ddp, DistributedDataParallel)
             trained = [p for p in ddp.module.parameters() if p.requires_grad]
             before = [p.grad for p in trained]
             inner = vars(ddp.module)
@@ -42,7 +41,7 @@ def rebuilds_buckets(model: Any) -> bool:
     return isinstance(model, DistributedDataParallel) and not model.find_unused_parameters
 
 
-def keeps_first_bucket(ddp: DistributedDataParallel) -> bool:
+def keeps_first_bucket(ddp: Any) -> bool:
     """Whether a step of zeros would not do: the graph must stay, or gradients are sparse."""
     sparse = any(
         isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse for m in ddp.module.modules()

@@ -20,11 +20,18 @@ from lightning_trainer.verify.own import is_generator
 Line = dict[str, Any]  # a line of a trail, see `RecordTrail`
 _COMPARED = ("batch", "validated")  # events of a trail
 
+_LOOP = "loops.fit_loop.epoch_loop"
 # What a restart need not reproduce in a checkpoint. All else is compared.
 _LEFT_OUT = (
-    f"{KEY}.settings.",  # where the sessions lie
+    f"{KEY}.settings.",  # they say where the sessions lie
     f"{KEY}.times.",
     "callbacks.Timer.",  # a time, too
+    # Lightning's counts of validations that were run again, and of a batch that a checkpoint before
+    # or in a validation does not count yet. A restart sets the latter anew.
+    f"{_LOOP}.val_loop.",
+    f"{_LOOP}.batch_progress.total.completed",
+    f"{_LOOP}.batch_progress.current.completed",
+    f"{_LOOP}.state_dict._batches_that_stepped",
 )
 
 

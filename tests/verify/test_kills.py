@@ -1,6 +1,7 @@
 """A run is killed, with all that it has started, at moments of its own trail."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -83,6 +84,7 @@ def test_a_run_ends_by_itself_where_it_is_not_killed(make_run, reports, tmp_path
         f"--output_path={tmp_path / 'run'}",
         "--trainer.default_root_dir=null",
         "--trainer.callbacks+=lightning_trainer.verify.trail.RecordTrail",
+        f"--trainer.callbacks.watched={os.getpid()}",
     ]
     assert reports == []
 
@@ -196,3 +198,14 @@ def test_a_run_without_validations_or_lines_has_fewer_moments(tmp_path):
     assert len(draw_moments(tmp_path)) == 1
     (tmp_path / "trail_rank0.jsonl").unlink()
     assert draw_moments(tmp_path) == []
+
+
+def test_in_a_run_of_several_epochs_one_moment_is_after_the_last_batch_of_one(tmp_path):
+    session = session_of(tmp_path, 20, interval=0)
+    trail = session / "trail_rank0.jsonl"
+    lines_ = [json.loads(line) for line in trail.read_text().splitlines()]
+    epochs = [{**line, "epoch": (line["iteration"] - 1) // 7} for line in lines_]
+    trail.write_text("".join(f"{json.dumps(line)}\n" for line in epochs))
+    moments = draw_moments(session)
+    assert len(moments) == 3
+    assert {7, 14} & {m.iteration for m in moments if m.delay_s == 0}

@@ -1,5 +1,6 @@
 """Finds what a project keeps in Python objects, which no checkpoint holds."""
 
+import functools
 import random
 from collections import deque
 from collections.abc import Iterator
@@ -36,10 +37,10 @@ def own_state(pl_module: pl.LightningModule, datamodule: Any) -> Found:
     """
     found: Found = {}
     seen: set[int] = set()
-    known, saved = {*vars(pl.LightningModule())}, {*pl_module.state_dict()}
+    saved = {*pl_module.state_dict()}
     for path, module in pl_module.named_modules():
         if not any(isinstance(m, Metric) for m in _around(pl_module, path)):
-            attributes = {k: v for k, v in vars(module).items() if k not in known}
+            attributes = {k: v for k, v in vars(module).items() if k not in _of_lightning()}
             seen |= {id(each) for each in module.modules()}
             for name, value in attributes.items():
                 found.update(_walk(value, ".".join(filter(None, ("model", path, name))), seen))
@@ -48,7 +49,7 @@ def own_state(pl_module: pl.LightningModule, datamodule: Any) -> Found:
             found[f"model.{name}"] = ["buffer that is not persistent", digest(buffer)]
     if datamodule is not None:
         for name, value in vars(datamodule).items():
-            if name not in vars(pl.LightningDataModule()):
+            if name not in _of_lightning():
                 found.update(_walk(value, f"data.{name}", seen))
     return found
 
@@ -56,6 +57,12 @@ def own_state(pl_module: pl.LightningModule, datamodule: Any) -> Found:
 def is_generator(kind: str) -> bool:
     """Whether a type in `own_state` is one of a random generator."""
     return kind in {f"{each.__module__}.{each.__qualname__}" for each in GENERATORS}
+
+
+@functools.cache
+def _of_lightning() -> set[str]:
+    """Attributes that Lightning and torch give to modules and data."""
+    return {*vars(pl.LightningModule()), *vars(pl.LightningDataModule())}
 
 
 def _around(root: nn.Module, path: str) -> Iterator[nn.Module]:
@@ -77,7 +84,7 @@ def _walk(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tup
             yield name, [kind, digest(exact)]
     elif id(value) in seen or isinstance(value, _ELSEWHERE):
         return
-    elif isinstance(value, dict | _LISTS):
+    elif isinstance(value, (dict, *_LISTS)):
         seen.add(id(value))
         items = list(islice(value.items() if isinstance(value, dict) else enumerate(value), 1001))
         if len(items) > _N_ITEMS or depth >= _DEPTH:

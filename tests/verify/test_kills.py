@@ -2,13 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from lightning_trainer.verify.command import _end_by_signals
 from lightning_trainer.verify.kills import Moment, Run, draw_moments
 
 # Stands for cli.py: an iteration takes 20 ms, and a validation after each fourth one 150 ms. The
@@ -209,3 +212,21 @@ def test_in_a_run_of_several_epochs_one_moment_is_after_the_last_batch_of_one(tm
     moments = draw_moments(session)
     assert len(moments) == 3
     assert {7, 14} & {m.iteration for m in moments if m.delay_s == 0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_what_it_has_started(make_run, tmp_path, number):
+    run, helpers = make_run(), tmp_path / "run/session_1/helpers.txt"
+
+    def send() -> None:
+        while not helpers.exists() or not helpers.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(KeyboardInterrupt), _end_by_signals():
+        run.finish()
+    deadline = time.monotonic() + 5
+    while runs(helpers.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs(helpers.read_text().strip())

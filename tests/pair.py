@@ -1,4 +1,4 @@
-"""One of two processes that train together, are killed together and go on, again and again.
+"""One of several processes that train together, are killed together and go on, again and again.
 
 Starting Python for each kill would take most of the time. Prints a line for each kill.
 """

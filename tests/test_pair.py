@@ -1,4 +1,4 @@
-"""Two processes on gloo that are killed go on bitwise."""
+"""Several processes on gloo that are killed go on bitwise."""
 
 import os
 import re
@@ -17,8 +17,8 @@ FLAGS = ("--trainer.devices=2", "--data.n_samples=28")
 LOGS = "--model=test_logged.LoggingModule"  # logs in all ways that Lightning has
 
 
-def start_pair(*args: object) -> list[subprocess.Popen[str]]:
-    """tests/pair.py as two processes that were started from outside, as torchrun or srun does."""
+def start_pair(*args: object, n_processes: int = 2) -> list[subprocess.Popen[str]]:
+    """tests/pair.py as processes that were started from outside, as torchrun or srun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -26,7 +26,7 @@ def start_pair(*args: object) -> list[subprocess.Popen[str]]:
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(n_processes),
     }
     return [
         ForkedProcess(
@@ -37,7 +37,7 @@ def start_pair(*args: object) -> list[subprocess.Popen[str]]:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(n_processes)
     ]
 
 
@@ -53,6 +53,14 @@ class ShardedModule(TinyModule):
         if self.model is None:
             super().configure_model()
             fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+
+class ManyWeights(TinyModule):
+    """Enough layers for the order of their gradients to show; no batch norm for batches of one."""
+
+    def create_model(self) -> None:
+        layers = [nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.3), nn.Tanh()) for _ in range(4)]
+        self.model = nn.Sequential(nn.Linear(4, 32), *layers, nn.Linear(32, 2))
 
 
 SHARDED = """
@@ -80,8 +88,27 @@ init_args: {data_parallel_size: 2, tensor_parallel_size: 1}
     ids=["after each iteration", "within validations", "sharded"],
 )
 def test_two_processes_killed_anywhere_go_on_bitwise(tmp_path, config, hook, kills, flags):
-    pair = start_pair(config, tmp_path / "experiments", hook, *kills, *FLAGS, *flags)
-    first, second = (process.communicate(timeout=240)[0] for process in pair)
-    assert [process.returncode for process in pair] == [0, 0], first + second
-    told = re.findall(r"^killed at (\d+): (\w+)$", first, flags=re.MULTILINE)
+    check(start_pair(config, tmp_path / "experiments", hook, *kills, *FLAGS, *flags), kills)
+
+
+@pytest.mark.parametrize(
+    ("n_processes", "kills"), [(3, (4, 23, 9)), pytest.param(4, (1, 23, 1), marks=pytest.mark.slow)]
+)
+def test_three_or_more_processes_killed_anywhere_go_on_bitwise(
+    tmp_path, config, n_processes, kills
+):
+    flags = ("--data.n_samples=32", "--save_minutes=0", "--model=test_pair.ManyWeights")
+    args = ("on_train_batch_end", *kills, f"--trainer.devices={n_processes}", *flags)
+    told = check(
+        start_pair(config, tmp_path / "experiments", *args, n_processes=n_processes), kills
+    )
+    assert "arning" not in told
+
+
+def check(processes: list[subprocess.Popen[str]], kills: tuple[int, int, int]) -> str:
+    """Waits for them; returns what they have printed."""
+    printed = [process.communicate(timeout=240)[0] for process in processes]
+    assert {process.returncode for process in processes} == {0}, "".join(printed)
+    told = re.findall(r"^killed at (\d+): (\w+)$", printed[0], flags=re.MULTILINE)
     assert told == [(str(k), "equal") for k in range(*kills)]
+    return "".join(printed)

@@ -11,6 +11,7 @@ from lightning_trainer.checkpoints.conditions import (
     changed_conditions,
     conditions,
 )
+from lightning_trainer.run.buckets import keeps_first_bucket, rebuilds_buckets
 from lightning_trainer.run.device import on_gpu
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
@@ -69,6 +70,12 @@ class WarnOfInexactRestart(RunCallback):
             for name in (self._buffers.names if self._buffers else ())
         ]
         reasons += self.run.loader_faults
+        ddp = trainer.strategy.model
+        if trainer.world_size > 2 and rebuilds_buckets(ddp) and keeps_first_bucket(ddp):
+            reasons.append(
+                "DDP adds up the first step's gradients in another order than those of later steps "
+                "(a static graph or sparse gradients: `find_unused_parameters` has one order)"
+            )
         if on_gpu(trainer) and not torch.are_deterministic_algorithms_enabled():
             reasons.append(
                 "kernels on the GPU need not be deterministic (`--trainer.deterministic`)"

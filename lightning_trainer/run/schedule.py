@@ -56,7 +56,7 @@ class ValidationSchedule(RunCallback):
         """Decides whether Lightning validates after this batch."""
         run = self.run
         before = run.iteration - run.stepped
-        last = before < run.n_iterations <= run.iteration
+        last = before < run.n_iterations <= run.iteration or _ends_epochs(trainer)
         if counts_iterations(trainer):
             interval = int(trainer.val_check_interval)
             decide_validation(trainer, last or run.iteration // interval > before // interval)
@@ -85,6 +85,11 @@ def catch_up(trainer: pl.Trainer, run: RunState) -> None:
         decide_validation(trainer, True)
 
 
+def _ends_epochs(trainer: pl.Trainer) -> bool:
+    """Whether this batch is the last one of a run by epochs."""
+    return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+
+
 def _n_iterations(trainer: pl.Trainer) -> float:
     """Iterations of the whole run, of which some may be done; called before its first batch."""
     batches, epochs = trainer.num_training_batches, trainer.max_epochs or -1
@@ -98,6 +103,8 @@ def _n_iterations(trainer: pl.Trainer) -> float:
             accumulate = schedule.get_accumulate_grad_batches(epoch)
         return math.ceil(n_batches / accumulate)
 
+    if len(trainer.optimizers) > 1:  # each step of one counts, and only the project knows when
+        return trainer.max_steps if trainer.max_steps >= 0 else math.inf
     now = trainer.current_epoch
     n = trainer.global_step + iterations(now, batches - trainer.fit_loop.batch_idx - 1)
     n += sum(iterations(epoch, batches) for epoch in range(now + 1, epochs))

@@ -21,6 +21,7 @@ from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.visualise import CallVisualise
+from lightning_trainer.run.buckets import SettleBuckets
 from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
@@ -43,6 +44,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         FollowLoaders(run),  # after the state of loaders is restored
         SeedEachStep(run),  # before anything draws
         PlaceRows(run),  # before anything is logged
+        SettleBuckets(run),  # before the first step: any place would do
         KeepMetrics(run),  # adds to the state that KeepState has begun
         KeepLogged(run),  # before the first checkpoint
         KeepTrainable(run),  # before the first checkpoint

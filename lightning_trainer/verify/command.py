@@ -1,12 +1,17 @@
 """Proves that a project's restarts are exact: python cli.py verify --config configs/digits.yaml."""
 
 import argparse
+import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lightning_trainer.commands.options import CommandLine, CommandParser
 from lightning_trainer.verify.comparison import Comparison, compare_bitwise, read_trail, shorten
@@ -19,6 +24,7 @@ differs first, and the usual causes. Takes the options of `fit`, which win over 
 
     {settings}
 
+With `--trainer.max_epochs N` it trains N epochs, which are killed at their ends as well.
 Exit code: 0 if all is equal, 1 if not or if a run fails, 2 if the command line is wrong.
 """
 
@@ -32,6 +38,12 @@ _SETTINGS = (
     "--trainer.limit_val_batches=4",
 )
 
+_BY_EPOCHS = {
+    # option that is given: options of the above that others replace
+    "max_epochs": {"max_steps": "-1"},
+    "check_val_every_n_epoch": {"val_check_interval": "1.0"},
+}
+
 _NOT_DETERMINISTIC = (
     "kernels that are not deterministic: try again with `--trainer.deterministic true`"
 )
@@ -42,9 +54,17 @@ _OWN_LOADER = f"leave it to `BaseDataModule`, or {_STATE}"
 _CAUSES = {
     "order": (f"a data loader of your own that starts again from its beginning: {_OWN_LOADER}",),
     "samples": (
+        f"a data loader of your own: {_OWN_LOADER}",
         "a dataset or transform with a random generator of its own, or any other state: draw from "
         "torch, numpy.random or random, which are seeded for each sample",
-        f"a data loader of your own: {_OWN_LOADER}",
+    ),
+    "draws": (
+        "a dataset or transform with a random generator of its own, or any other state: draw from "
+        "torch, numpy.random or random, which are seeded for each sample",
+    ),
+    "before": (
+        "a hook between two steps that reads a Python attribute or a generator of its own: make it "
+        "a buffer, or save it in `on_save_checkpoint`; draw from torch, numpy.random or random",
     ),
     "loss": (
         "state that no checkpoint holds (a counter, a list, a random generator of the module's "
@@ -84,7 +104,8 @@ def verify(argv: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="verify_"))
     code = 1
     try:
-        code = _compare_runs(argv, folder, parser)
+        with _end_by_signals():
+            code = _compare_runs(argv, folder, parser)
     except SystemExit:  # refused by the parser
         code = 2
         raise
@@ -93,14 +114,42 @@ def verify(argv: list[str]) -> int:
         code = 2 if (ex.cmd, ex.returncode) == ("fit", 2) else 1  # refused its options
         if code == 1:
             print(f"error: `{ex.cmd}` ended with exit code {ex.returncode}", file=sys.stderr)
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as ex:
+        code = 128 + (ex.args[0] if ex.args else signal.SIGINT)
     finally:
         if code == 1:
             print(f"Kept, with all that the runs printed: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)  # killed processes may still be ending
     return code
+
+
+@contextlib.contextmanager
+def _end_by_signals() -> Iterator[None]:
+    """Lets the signals of schedulers and terminals end it as Ctrl-C does, with what it started."""
+
+    def end(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as `nohup` leaves it
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _settings(argv: list[str]) -> list[str]:
+    """Its own options of `fit`, by those that are given: they win, and may count by epochs."""
+    given = {word.partition("=")[0].removeprefix("--trainer.") for word in argv}
+    settings = dict(option.split("=", 1) for option in _SETTINGS)
+    for option, replaced in _BY_EPOCHS.items():
+        if option in given:
+            settings |= {f"--trainer.{name}": value for name, value in replaced.items()}
+    return [f"{name}={value}" for name, value in settings.items()] + argv
 
 
 def _compare_runs(argv: list[str], folder: Path, parser: CommandParser) -> int:
@@ -114,14 +163,15 @@ def _compare_runs(argv: list[str], folder: Path, parser: CommandParser) -> int:
     def report(text: str) -> None:
         print(f"{time.perf_counter() - started_s:4.0f} s  {text}", flush=True)
 
+    options = _settings(argv)
     report("train without interruption")
-    reference = Run(folder / "reference", [*_SETTINGS, *argv], report).finish()
+    reference = Run(folder / "reference", options, report).finish()
     moments = draw_moments(reference)
     if not moments or not (reference / "checkpoints/last.ckpt").exists():
         parser.error("nothing to verify: the run has too few iterations or no checkpoints")
     n_iterations = read_trail(reference / "trail_rank0.jsonl")[-1]["iteration"]
     report(f"ended at iteration {n_iterations}; train again, with {len(moments)} kills")
-    run = Run(folder / "killed", [*_SETTINGS, *argv], report)
+    run = Run(folder / "killed", options, report)
     session = run.finish_with_kills(moments, n_iterations)
     report("ended; compare\n")
     comparison = compare_bitwise(reference, session)
@@ -136,21 +186,27 @@ def _compare_runs(argv: list[str], folder: Path, parser: CommandParser) -> int:
 def _equal(comparison: Comparison, reference: Path) -> list[str]:
     trails = [read_trail(path) for path in reference.glob("trail_rank*")]
     batches = [line for trail in trails for line in trail if line["event"] == "batch"]
+    n_samples = sum(len(next(iter(line["samples"].values()))) for line in batches)
     n_validations = sum(line["event"] == "validated" for line in trails[0])
     checkpoint = comparison.compared["checkpoints/last.ckpt"]
+    parts = Counter(name.partition(".")[0] for name in checkpoint)
     weights, optimiser, scheduler = (
-        sum(name.startswith(part) for name in checkpoint)
-        for part in ("state_dict.", "optimizer_states.", "lr_schedulers.")
+        parts[name] for name in ("state_dict", "optimizer_states", "lr_schedulers")
     )
-    return [
+    others = len(checkpoint) - weights - optimiser - scheduler
+    lines = [
         "EQUAL: bitwise as if it had never been killed.",
         f"    {len({line['iteration'] for line in batches})} iterations: "
-        f"{sum(len(line['samples']) for line in batches)} samples, losses and weights",
+        f"{n_samples} samples, losses and weights",
         f"    {n_validations} validations: scores",
         f"    last.ckpt: {weights} tensors of weights, {optimiser} values of the optimiser, "
-        f"{scheduler} of schedulers, position in the samples, best score; best.ckpt likewise",
+        f"{scheduler} of schedulers, {others} others (positions, callbacks, metrics, best score; "
+        "no times, settings and counts of repeated validations); best.ckpt likewise",
         f"    metrics.csv: {len(comparison.compared['metrics.csv'])} numbers",
     ]
+    if comparison.own:
+        lines.append(f"    no checkpoint holds this, and nothing above shows it: {comparison.own}")
+    return lines
 
 
 def _different(comparison: Comparison) -> list[str]:

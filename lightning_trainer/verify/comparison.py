@@ -4,7 +4,7 @@ Assumes that `RecordTrail` recorded both.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +14,24 @@ import torch
 
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
 from lightning_trainer.session.metrics_csv import MetricsReader
-from lightning_trainer.verify.trail import digest, leaves
+from lightning_trainer.verify.digests import digest, leaves
+from lightning_trainer.verify.own import is_generator
 
 Line = dict[str, Any]  # a line of a trail, see `RecordTrail`
 _COMPARED = ("batch", "validated")  # events of a trail
 
-# The parts of a checkpoint that a restart must reproduce. The rest are settings and times.
-_OF_CHECKPOINT = (
-    "state_dict.",
-    "current_model_state.",  # the trained weights, where `state_dict` is their average
-    "averaging_state.",
-    "optimizer_states.",
-    "lr_schedulers.",
-    "MixedPrecision.",  # the scale of the loss, with `--trainer.precision 16-mixed`
-    "global_step",
-    f"{KEY}.best.",
-    "loops.fit_loop.state_dict.combined_loader.",  # the position in the samples
+_LOOP = "loops.fit_loop.epoch_loop"
+# What a restart need not reproduce in a checkpoint. All else is compared.
+_LEFT_OUT = (
+    f"{KEY}.settings.",  # they say where the sessions lie
+    f"{KEY}.times.",
+    "callbacks.Timer.",  # a time, too
+    # Lightning's counts of validations that were run again, and of a batch that a checkpoint before
+    # or in a validation does not count yet. A restart sets the latter anew.
+    f"{_LOOP}.val_loop.",
+    f"{_LOOP}.batch_progress.total.completed",
+    f"{_LOOP}.batch_progress.current.completed",
+    f"{_LOOP}.state_dict._batches_that_stepped",
 )
 
 
@@ -40,7 +42,9 @@ class Difference:
     rank: int  # the process
     n_restarts: int  # number of restarts before it
     iteration: int  # the line's iteration
-    found: dict[str, str]  # descriptions of "samples", "loss", "weights", "scores" or "order"
+    # Descriptions of "order", "samples" or "draws" (of equal samples), "before", "loss", "weights",
+    # "scores", and last of "own".
+    found: dict[str, str]
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Comparison:
     first: Difference | None  # the first difference of the trails, if any
     compared: dict[str, list[str]]  # by file, the names of the compared values
     differing: dict[str, list[str]]  # by file, the names of the differing values
+    own: str = ""  # what differs at the end of what no checkpoint holds
 
     @property
     def equal(self) -> bool:
@@ -59,10 +64,12 @@ class Comparison:
 def compare_bitwise(reference: Path, session: Path) -> Comparison:
     """Compares a session folder with the reference's."""
     found: list[Difference] = []
+    own = ""
     for name in {p.name for folder in (reference, session) for p in folder.glob("trail_rank*")}:
         trails = read_trail(reference / name), read_trail(session / name)
         rank = int(name.removeprefix("trail_rank").removesuffix(".jsonl"))
         found += filter(None, [first_difference(*trails, rank)])
+        own = own or _differing_own(*(_newest(trail).get("own", {}) for trail in trails))
     first = min(found, key=lambda d: (d.n_restarts, d.iteration, d.rank), default=None)
     compared, differing = {}, {}
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv"):
@@ -70,7 +77,7 @@ def compare_bitwise(reference: Path, session: Path) -> Comparison:
         expected, got = read(reference / name), read(session / name)
         compared[name] = [*{**expected, **got}]
         differing[name] = _names(expected, got)
-    return Comparison(first, compared, differing)
+    return Comparison(first, compared, differing, own)
 
 
 def parse_trail(text: str) -> list[Line]:
@@ -107,13 +114,25 @@ def first_difference(expected: list[Line], got: list[Line], rank: int = 0) -> Di
 
 
 def read_checkpoint(path: Path) -> dict[str, str]:
-    """By name, a digest of each value that a restart must reproduce; empty without a file."""
+    """By name, a digest of each value that a restart must reproduce; empty without a file.
+
+    Paths into the session folder count from there.
+    """
     file = path / "meta.pt" if path.is_dir() else path
     if not file.exists():
         return {}
     checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    folder = str(path.parent.parent)
+
+    def relative(value: Any) -> Any:
+        return value.replace(folder, "") if isinstance(value, str) else value
+
     values = leaves({**checkpoint, KEY: layer_state(checkpoint)})
-    return {name: digest(value) for name, value in values if name.startswith(_OF_CHECKPOINT)}
+    return {
+        relative(name): digest(relative(value))
+        for name, value in values
+        if not name.startswith(_LEFT_OUT)
+    }
 
 
 def read_metrics(path: Path) -> dict[str, str]:
@@ -160,13 +179,38 @@ def _differing(expected: Line | None, got: Line) -> dict[str, str]:
         ]
         return {"scores": f"scores: {shorten(values)}"} if names else {}
     if expected["samples"] != got["samples"]:
-        found["samples"] = _differing_samples(expected["samples"], got["samples"])
+        found |= _differing_samples(expected["samples"], got["samples"])
+    if expected.get("before") != got.get("before"):
+        found["before"] = (
+            "weights or buffers before the step: changed in a hook between two steps, such as "
+            "`on_train_epoch_start` or `on_validation_end`, or lost"
+        )
     if expected["loss"] != got["loss"]:
         found["loss"] = f"loss: {_number(got, 'loss')}, not {_number(expected, 'loss')}"
     if names := _names(expected["weights"], got["weights"]):
         n = len(expected["weights"])
         found["weights"] = f"weights: {len(names)} of {n} tensors ({shorten(names)})"
+    own = _differing_own(
+        expected.get("own", {}), got.get("own", {}), {"samples", "draws"} & {*found}
+    )
+    if found and own:
+        found["own"] = f"in no checkpoint: {own}"
     return found
+
+
+def _differing_own(
+    expected: Mapping[str, Any], got: Mapping[str, Any], of_data: Collection[str] = ()
+) -> str:
+    """What differs, and generators of the data: with workers, their copies there are used."""
+    names = _names(expected, got)
+    if of_data:
+        names += [n for n in got if n.startswith("data.") and is_generator(got[n][0])]
+    values = {**expected, **got}
+    return shorten([f"`{name}` ({values[name][0]})" for name in dict.fromkeys(names)])
+
+
+def _newest(trail: list[Line]) -> Line:
+    return next((line for line in reversed(trail) if line["event"] == "batch"), {})
 
 
 def _names(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
@@ -178,13 +222,21 @@ def _number(values: Mapping[str, Any], name: str) -> str:
     return "none" if text is None else repr(float.fromhex(text))
 
 
-def _differing_samples(expected: list[str], got: list[str]) -> str:
-    if len(expected) != len(got):
-        return f"samples: a batch of {len(got)}, not {len(expected)}"
-    if sorted(expected) == sorted(got):
-        return f"samples: the same {len(got)} in another order"
-    pairs = zip(expected, got, strict=True)
-    numbers = [str(i) for i, (one, other) in enumerate(pairs) if one != other]
-    if len(numbers) == len(got):
-        return f"samples: all {len(got)} of the batch"
-    return f"samples: {len(numbers)} of the batch's {len(got)}, from 0: {shorten(numbers, 5)}"
+def _differing_samples(
+    expected: Mapping[str, list[str]], got: Mapping[str, list[str]]
+) -> dict[str, str]:
+    if names := [*(expected.keys() ^ got.keys())]:
+        return {"samples": f"samples: {shorten(names)} only in one of the two"}
+    rows, others = ([*zip(*columns.values(), strict=True)] for columns in (expected, got))
+    if len(rows) != len(others):
+        return {"samples": f"samples: a batch of {len(others)}, not {len(rows)}"}
+    if sorted(rows) == sorted(others):
+        return {"samples": f"samples: the same {len(rows)} in another order"}
+    numbers = [str(i) for i, (a, b) in enumerate(zip(rows, others, strict=True)) if a != b]
+    which = f"{len(numbers)} of the batch's {len(rows)}, from 0: {shorten(numbers, 5)}"
+    if len(numbers) == len(rows):
+        which = f"all {len(rows)} of the batch"
+    columns = [name for name in expected if expected[name] != got[name]]
+    if len(columns) == len(expected):
+        return {"samples": f"samples: {which}"}
+    return {"draws": f"samples: `{shorten(columns)}` of {which}"}

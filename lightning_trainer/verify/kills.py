@@ -31,11 +31,12 @@ class Moment:
 
 
 def draw_moments(session: Path) -> list[Moment]:
-    """One moment in a training step, one after a log line and one in a validation.
+    """One moment in a training step, one after a log line, in a validation, at an epoch's end.
 
     Reads them from an uninterrupted run, and draws the same ones at each call.
     """
-    pairs = list(pairwise(read_trail(session / "trail_rank0.jsonl")))
+    trail = read_trail(session / "trail_rank0.jsonl")
+    pairs = list(pairwise(trail))
     steps = [pair for pair in pairs if pair[0]["event"] == pair[1]["event"] == "batch"]
     printed = read_printed(session / "metrics.csv")
     after_lines = [pair for pair in steps if pair[0]["iteration"] in printed]
@@ -46,7 +47,9 @@ def draw_moments(session: Path) -> list[Moment]:
     moments = []
     # An early one leaves iterations in which a wrong restart shows.
     early = steps[: len(steps) // 2]
-    for candidates, part in ((early, 1.0), (after_lines, 0.0), (inner, 0.0)):
+    batches = [line for line in trail if line["event"] == "batch"]
+    ends = [pair for pair in pairwise(batches) if pair[0].get("epoch") != pair[1].get("epoch")]
+    for candidates, part in ((early, 1.0), (after_lines, 0.0), (inner, 0.0), (ends, 0.0)):
         if candidates:
             line, _ = generator.choice(candidates)
             # The minimum, because a busy machine makes single steps longer.
@@ -75,6 +78,7 @@ class Run:
             f"--output_path={folder}",
             "--trainer.default_root_dir=null",  # puts the trail into the session folder
             "--trainer.callbacks+=lightning_trainer.verify.trail.RecordTrail",
+            f"--trainer.callbacks.watched={os.getpid()}",
         ]
         folder.mkdir(exist_ok=True)
 

@@ -53,7 +53,7 @@ class TwoProcesses:
 
     world_size, is_global_zero = 2, True
     train_dataloader = DataLoader(Stream())
-    strategy = type("Strategy", (), {"root_device": torch.device("cpu")})
+    strategy = type("Strategy", (), {"root_device": torch.device("cpu"), "model": None})
 
 
 def test_another_number_of_processes_is_told(capsys):

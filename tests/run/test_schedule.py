@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch.demos.boring_classes import BoringModel
 from restarts import copy_at, result, same
 from scripted import PROJECT, validated
+from tiny import logged
 
 EPOCHS = ("--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=1")
 
@@ -216,3 +217,13 @@ def test_lightnings_validation_loop_can_be_run_before_the_first_iteration():
     callback = Validate([False, True, False])
     trainer = fit_boring(callback, 3)
     assert (trainer.global_step, callback.n_batches) == (3, {0: 2, 2: 2})
+
+
+def test_two_optimisers_by_epochs_are_validated_where_epochs_end(run, config, sessions):
+    flags = ("--model=stop_kinds.ManualModule", "--trainer.max_steps=-1", "--trainer.max_epochs=3")
+    by_epoch = ("--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0")
+    for more, steps in ((by_epoch, [14, 28, 42]), ((), [6, 10, 16, 20, 26, 30, 36, 40, 42])):
+        code, out, err = run("fit", "--config", config, *flags, *more)
+        assert code == 0, err
+        assert [*logged(sessions()[-1], "val/loss")] == steps
+        assert "Finished at iteration 42\n" in out

@@ -1,7 +1,9 @@
 """`verify` says that restarts of a project are exact, or what differs first and why."""
 
+import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,8 @@ from lightning_trainer.verify import kills
 from lightning_trainer.verify.command import verify
 from lightning_trainer.verify.comparison import Comparison, Difference
 from lightning_trainer.verify.kills import Moment
+
+BY_EPOCH = ("--trainer.check_val_every_n_epoch=1",)
 
 
 class OwnNoise(TinyDataset):
@@ -63,17 +67,19 @@ def test_an_exact_project_is_equal_after_kills_and_leaves_nothing(run, config, k
     code, out, err = run("verify", "--config", config, "--model.schedule=cosine")
     assert code == 0, out + err
     assert "train without interruption" in out
-    assert "ended at iteration 20; train again, with 3 kills" in out
-    assert out.count("killed at iteration") == 3
+    assert "ended at iteration 20; train again, with 4 kills" in out
+    assert out.count("killed at iteration") == 4
     assert out.count("in its validation; goes on") >= 1  # a busy machine kills late
     patterns = (
-        r"Killed at iteration \d+; at iteration \d+.*; .*\.",
+        r"Killed at iteration \d+.*; at iteration \d+.*; .*\.",
         r"EQUAL: bitwise as if it had never been killed\.",
         r"    20 iterations: 76 samples, losses and weights",
         r"    3 validations: scores",
         r"    last\.ckpt: 9 tensors of weights, \d+ values of the optimiser, "
-        r"[1-9]\d* of schedulers, position in the samples, best score; best\.ckpt likewise",
+        r"[1-9]\d* of schedulers, [1-9]\d* others \(positions, callbacks, metrics, best score; "
+        r"no times, settings and counts of repeated validations\); best\.ckpt likewise",
         r"    metrics\.csv: [1-9]\d* numbers",
+        r"    no checkpoint holds this, and nothing above shows it: `model\.pictures` \(list\)",
     )
     for line, pattern in zip(out.splitlines()[-len(patterns) :], patterns, strict=True):
         assert re.fullmatch(pattern, line), line
@@ -89,13 +95,33 @@ def test_a_dataset_with_a_generator_of_its_own_is_found_where_it_goes_on(
     assert "Killed at iteration 8, in its validation.\nNOT EQUAL" in out
     # The validation follows the iteration that a checkpoint has.
     assert (
-        "    first at iteration 9, after restart 1:\n        samples: all 4 of the batch\n" in out
+        "    first at iteration 9, after restart 1:\n        samples: `x` of all 4 of the batch\n"
+        in out
     )
+    assert "in no checkpoint: " in out
+    assert "`data.train_dataset.generator` (numpy.random._generator.Generator)" in out
     assert "metrics.csv: " in out
     assert "last.ckpt: " in out
     assert "    - a dataset or transform with a random generator of its own" in out
     assert out.splitlines()[-1] == f"Kept, with all that the runs printed: {kept()[0]}"
     assert len(list(kept()[0].glob("*/session_*"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--trainer.max_epochs=3",),
+        (*BY_EPOCH, "--trainer.max_epochs=3"),
+        ("--trainer.devices=3", "--data.n_samples=78"),
+        ("--trainer.precision=bf16-mixed",),
+        ("--model=stop_kinds.NoDropout", "--model.compile=true"),
+    ],
+    ids=["by epochs", "validated by epochs", "three processes", "bfloat16", "compiled"],
+)
+def test_it_takes_whatever_fit_takes(run, config, kept, flags):
+    code, out, err = run("verify", "--config", config, *flags)
+    assert code == 0, out + err
 
 
 @pytest.mark.slow
@@ -108,6 +134,7 @@ def test_a_module_with_state_outside_of_the_checkpoint_is_found(run, config, kep
     assert code == 1
     _, first = out.split("after restart 1:\n")
     assert first.startswith("        loss: ")
+    assert "`model.generator` (random.Random)" in first
     assert "    - state that no checkpoint holds" in out
 
 
@@ -194,6 +221,39 @@ def test_a_run_that_fails_is_shown_and_kept_unless_its_options_are_wrong(
     assert ("Kept, with all that the runs printed: " in out) == (code == 1)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_what_it_has_started(kept, monkeypatch, number):
+    before = signal.getsignal(number)
+
+    def signalled(self) -> Path:
+        os.kill(os.getpid(), number)
+        return self.session
+
+    monkeypatch.setattr(verify_module, "Run", FakeRun)
+    monkeypatch.setattr(FakeRun, "finish", signalled)
+    assert verify(["--config=a.yaml"]) == 128 + number
+    assert kept() == []
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--trainer.max_epochs=3"], {"max_steps": "-1", "val_check_interval": "8"}),
+        (
+            ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch=1"],
+            {"max_steps": "-1", "val_check_interval": "1.0"},
+        ),
+        ([], {"max_steps": "20", "val_check_interval": "8"}),
+    ],
+)
+def test_what_is_counted_by_epochs_replaces_its_own_counts(given, expected):
+    settings = verify_module._settings(given)
+    for name, value in expected.items():
+        assert f"--trainer.{name}={value}" in settings
+    assert settings[len(settings) - len(given) :] == given
+
+
 def test_an_interrupt_leaves_nothing(kept, monkeypatch):
     def interrupted(self) -> Path:
         raise KeyboardInterrupt
@@ -207,7 +267,9 @@ def test_an_interrupt_leaves_nothing(kept, monkeypatch):
 @pytest.mark.parametrize(
     ("found", "n_restarts", "cause"),
     [
-        ({"samples": "s", "loss": "l", "weights": "w"}, 1, "a dataset or transform with a random"),
+        ({"draws": "s", "loss": "l", "weights": "w"}, 1, "a dataset or transform with a random"),
+        ({"samples": "s", "own": "o"}, 1, "a data loader of your own"),
+        ({"before": "b", "loss": "l"}, 1, "a hook between two steps"),
         ({"loss": "l", "weights": "w"}, 2, "state that no checkpoint holds"),
         ({"weights": "w"}, 1, "an optimiser, a scheduler or a callback with state"),
         ({"scores": "s"}, 1, "validation data or metrics with state of their own"),

@@ -16,6 +16,12 @@ from lightning_trainer.verify.comparison import (
     shorten,
 )
 
+GENERATOR = "numpy.random._generator.Generator"
+
+
+def columns(x: str, i: str) -> dict[str, list[str]]:
+    return {"x": x.split(), "i": i.split()}
+
 
 def batch(iteration: int, **changes: object) -> dict:
     line = {
@@ -23,7 +29,9 @@ def batch(iteration: int, **changes: object) -> dict:
         "iteration": iteration,
         "time_s": 0.0,
         "batch": iteration,
-        "samples": ["aa", "bb", "cc"],
+        "samples": {"x": ["aa", "bb", "cc"], "i": ["0", "1", "2"]},
+        "before": f"w{iteration - 1}",
+        "own": {"model.n": ["int", str(iteration)], "data.rng": [GENERATOR, str(iteration)]},
         "loss": (0.5).hex(),
         "weights": {"w": f"w{iteration}", "b": f"b{iteration}"},
     }
@@ -56,21 +64,50 @@ def test_what_was_done_twice_counts_each_time():
     )
 
 
+OWN_DATA = f"in no checkpoint: `data.rng` ({GENERATOR})"
+BEFORE = (
+    "weights or buffers before the step: changed in a hook between two steps, such as "
+    "`on_train_epoch_start` or `on_validation_end`, or lost"
+)
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
         (batch(2, loss="nan"), {"loss": "loss: nan, not 0.5"}),
         (batch(2, loss=None), {"loss": "loss: none, not 0.5"}),
         (
-            batch(2, samples=["aa", "xx", "cc"]),
-            {"samples": "samples: 1 of the batch's 3, from 0: 1"},
+            batch(2, samples=columns("aa xx cc", "0 7 2")),
+            {"samples": "samples: 1 of the batch's 3, from 0: 1", "own": OWN_DATA},
         ),
-        (batch(2, samples=["x", "y", "z"]), {"samples": "samples: all 3 of the batch"}),
         (
-            batch(2, samples=["bb", "aa", "cc"]),
-            {"samples": "samples: the same 3 in another order"},
+            batch(2, samples=columns("x y z", "7 8 9")),
+            {"samples": "samples: all 3 of the batch", "own": OWN_DATA},
         ),
-        (batch(2, samples=["aa"]), {"samples": "samples: a batch of 1, not 3"}),
+        (
+            batch(2, samples=columns("bb aa cc", "1 0 2")),
+            {"samples": "samples: the same 3 in another order", "own": OWN_DATA},
+        ),
+        (
+            batch(2, samples=columns("aa", "0")),
+            {"samples": "samples: a batch of 1, not 3", "own": OWN_DATA},
+        ),
+        (
+            batch(2, samples=columns("aa xx cc", "0 1 2")),
+            {"draws": "samples: `x` of 1 of the batch's 3, from 0: 1", "own": OWN_DATA},
+        ),
+        (
+            batch(2, samples={"x": ["aa", "bb", "cc"]}),
+            {"samples": "samples: i only in one of the two", "own": OWN_DATA},
+        ),
+        (
+            batch(2, loss="0x0p+0", own={"model.n": ["int", "1"]}),
+            {
+                "loss": "loss: 0.0, not 0.5",
+                "own": f"in no checkpoint: `model.n` (int), `data.rng` ({GENERATOR})",
+            },
+        ),
+        (batch(2, before="x"), {"before": BEFORE}),
         (
             batch(2, weights={"w": "w2", "b": "x"}),
             {"weights": "weights: 1 of 2 tensors (b)"},
@@ -90,9 +127,11 @@ def test_what_differs_is_described(line, found):
 
 
 def test_the_first_cause_comes_first():
-    line = batch(2, samples=["x", "bb", "cc"], loss="0x0p+0", weights={"w": "x", "b": "x"})
+    line = batch(
+        2, samples=columns("x bb cc", "7 1 2"), loss="0x0p+0", weights={"w": "x", "b": "x"}
+    )
     difference = first_difference(REFERENCE, [*REFERENCE[:2], line])
-    assert list(difference.found) == ["samples", "loss", "weights"]
+    assert list(difference.found) == ["samples", "loss", "weights", "own"]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +197,7 @@ def test_sessions_that_differ_in_times_and_order_of_columns_only_are_equal(refer
         "lr_schedulers.0.last_epoch",
         "lr_schedulers.0._last_lr",
         "global_step",
+        "lightning_trainer.version",
         "lightning_trainer.best.score",
         "loops.fit_loop.state_dict.combined_loader.0.samples",
     ]
@@ -195,7 +235,7 @@ def test_a_file_that_is_missing_differs_in_all_it_would_hold(reference, tmp_path
     session = write_session(tmp_path / "other", [REFERENCE] * 2, CHECKPOINT, METRICS)
     (session / "checkpoints/best.ckpt").unlink()
     differing = compare_bitwise(reference, session).differing
-    assert len(differing.pop("checkpoints/best.ckpt")) == 10
+    assert len(differing.pop("checkpoints/best.ckpt")) == 11
     assert not any(differing.values())
 
 

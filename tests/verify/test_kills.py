@@ -1,13 +1,17 @@
 """A run is killed, with all that it has started, at moments of its own trail."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from lightning_trainer.verify.command import _end_by_signals
 from lightning_trainer.verify.kills import Moment, Run, draw_moments
 
 # Stands for cli.py: an iteration takes 20 ms, and a validation after each fourth one 150 ms. The
@@ -83,6 +87,7 @@ def test_a_run_ends_by_itself_where_it_is_not_killed(make_run, reports, tmp_path
         f"--output_path={tmp_path / 'run'}",
         "--trainer.default_root_dir=null",
         "--trainer.callbacks+=lightning_trainer.verify.trail.RecordTrail",
+        f"--trainer.callbacks.watched={os.getpid()}",
     ]
     assert reports == []
 
@@ -196,3 +201,32 @@ def test_a_run_without_validations_or_lines_has_fewer_moments(tmp_path):
     assert len(draw_moments(tmp_path)) == 1
     (tmp_path / "trail_rank0.jsonl").unlink()
     assert draw_moments(tmp_path) == []
+
+
+def test_in_a_run_of_several_epochs_one_moment_is_after_the_last_batch_of_one(tmp_path):
+    session = session_of(tmp_path, 20, interval=0)
+    trail = session / "trail_rank0.jsonl"
+    lines_ = [json.loads(line) for line in trail.read_text().splitlines()]
+    epochs = [{**line, "epoch": (line["iteration"] - 1) // 7} for line in lines_]
+    trail.write_text("".join(f"{json.dumps(line)}\n" for line in epochs))
+    moments = draw_moments(session)
+    assert len(moments) == 3
+    assert {7, 14} & {m.iteration for m in moments if m.delay_s == 0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_what_it_has_started(make_run, tmp_path, number):
+    run, helpers = make_run(), tmp_path / "run/session_1/helpers.txt"
+
+    def send() -> None:
+        while not helpers.exists() or not helpers.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(KeyboardInterrupt), _end_by_signals():
+        run.finish()
+    deadline = time.monotonic() + 5
+    while runs(helpers.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs(helpers.read_text().strip())

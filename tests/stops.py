@@ -25,8 +25,9 @@ from stop_kinds import COUNTINGS, KINDS, PRECISIONS
 from lightning_trainer.checkpoints.saving import SaveCheckpoints
 
 _PLACES = {"batch": "on_train_batch_end", "validation": "on_validation_batch_end"}
-# Lightning's BackboneFinetuning thaws parameters that DDP has not seen. Workers take processes too.
-_ON_ONE_ONLY = ("BackboneFinetuning",)
+# Lightning's BackboneFinetuning thaws parameters that DDP has not seen. What hooks draw is added to
+# the weights, to others in each process. Workers take processes too.
+_ON_ONE_ONLY = ("BackboneFinetuning", "draws in hooks")
 _ON_FEW_ONLY = ("2 workers",)
 
 

@@ -1,9 +1,10 @@
-"""SettleBuckets: three or more processes add up gradients in one order, from the first step on."""
+"""SettleBuckets: what DDP does otherwise in the first step of a start than in later ones."""
 
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +18,9 @@ class SettleBuckets(RunCallback):
     gradients were ready. A number's place in its bucket decides which process is added first, so
     each start would have one step with other last bits. For two processes the order makes no
     difference.
+
+    Where a project steps its optimisers itself, DDP sends the first process's buffers to the others
+    at that step alone. Here it does so at each validation, as a restart does.
     """
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -34,6 +38,12 @@ class SettleBuckets(RunCallback):
                 del inner["forward"]
             for parameter, gradient in zip(trained, before, strict=True):
                 parameter.grad = gradient
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        ddp = trainer.strategy.model
+        if isinstance(ddp, DistributedDataParallel) and not pl_module.automatic_optimization:
+            for buffer in pl_module.buffers():
+                dist.broadcast(buffer, 0)
 
 
 def rebuilds_buckets(model: Any) -> bool:

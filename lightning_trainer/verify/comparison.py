@@ -182,7 +182,7 @@ def _differing(expected: Line | None, got: Line) -> dict[str, str]:
         found |= _differing_samples(expected["samples"], got["samples"])
     if expected.get("before") != got.get("before"):
         found["before"] = (
-            "weights or buffers before the step: changed in a hook between two steps, such as "
+            "weights before the step: changed in a hook between two steps, such as "
             "`on_train_epoch_start` or `on_validation_end`, or lost"
         )
     if expected["loss"] != got["loss"]:

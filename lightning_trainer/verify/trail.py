@@ -28,7 +28,7 @@ class RecordTrail(Callback):
         batch        its number over all epochs, its epoch, by the names of their columns digests of
                      the samples from the loader, the loss, and afterwards a digest of each tensor
                      of the module's state; with accumulated gradients several batches have the
-                     same `iteration`. `before` is a digest of all tensors before the step, `own`
+                     same `iteration`. `before` is a digest of all parameters before the step, `own`
                      what no checkpoint holds, see `own_state`
         validating   the `batch`-th batch of a validation begins, counted from 1
         validated    the validation has ended, with these scores
@@ -57,7 +57,8 @@ class RecordTrail(Callback):
             "iteration": trainer.global_step + 1,
             "epoch": trainer.current_epoch,
             "samples": sample_digests(batch),
-            "before": digest([*_digests(pl_module).values()]),
+            # Without buffers: DDP sends those of the first process to the others in the step.
+            "before": digest([digest(parameter) for parameter in pl_module.parameters()]),
             "own": own_state(pl_module, trainer.datamodule),  # type: ignore[attr-defined]
         }
 

@@ -66,7 +66,7 @@ def test_what_was_done_twice_counts_each_time():
 
 OWN_DATA = f"in no checkpoint: `data.rng` ({GENERATOR})"
 BEFORE = (
-    "weights or buffers before the step: changed in a hook between two steps, such as "
+    "weights before the step: changed in a hook between two steps, such as "
     "`on_train_epoch_start` or `on_validation_end`, or lost"
 )
 

@@ -101,7 +101,8 @@ def _start_server() -> str:
 def stop_server() -> None:
     """At the end of the tests, if one has been started."""
     for server in _servers:
-        server.communicate()
+        server.terminate()  # its end of input may be open in the worker of a loader
+        server.wait()
         shutil.rmtree(Path(_start_server()).parent, ignore_errors=True)
 
 

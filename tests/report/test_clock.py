@@ -164,8 +164,9 @@ def test_with_a_loader_of_the_projects_own_a_fetch_is_all_between_two_steps(fit,
     script.fetch_s, gpu.step_s = 0.5, 0.125
     own = (PROJECT[0], "--data=scripted.OwnLoaderData")
     fit("--trainer.val_check_interval=6", project=own)
-    # What is between steps 6 and 7 also has a validation, and is left out.
-    assert figures(sessions()[0])[8] == [16 / (0.5 + 2 * 0.4375 + 4 * 0.125), 1375 / 4, 125.0]
+    # Of the steps 5 to 8, all have the fetch of the batch after theirs before them, but the last one
+    # of the epoch, 6. What is between steps 6 and 7 also has a validation, and is left out.
+    assert figures(sessions()[0])[8] == [16 / (2 * 0.4375 + 0.0625 + 4 * 0.125), 937.5 / 4, 125.0]
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

@@ -164,8 +164,8 @@ def test_with_a_loader_of_the_projects_own_a_fetch_is_all_between_two_steps(fit,
     script.fetch_s, gpu.step_s = 0.5, 0.125
     own = (PROJECT[0], "--data=scripted.OwnLoaderData")
     fit("--trainer.val_check_interval=6", project=own)
-    # Of the steps 5 to 8, all have the fetch of the batch after theirs before them, but the last one
-    # of the epoch, 6. What is between steps 6 and 7 also has a validation, and is left out.
+    # Before each of the steps 5 to 8 the batch after it is fetched, but for 6, the epoch's last one.
+    # What is between steps 6 and 7 also has a validation, and is left out.
     assert figures(sessions()[0])[8] == [16 / (2 * 0.4375 + 0.0625 + 4 * 0.125), 937.5 / 4, 125.0]
 
 

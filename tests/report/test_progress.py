@@ -189,8 +189,8 @@ def test_a_loader_of_the_projects_own_is_timed_too(run, config, script):
     flags = ("--model=scripted.ScriptedModule", "--data=scripted.OwnLoaderData")
     code, out, err = run("fit", "--config", config, *flags, "--trainer.max_steps=12")
     assert code == 0, err
-    # It is one batch ahead, and its wait after a validation can't be told from that and is left out.
-    # Line 8 has 3 copies, 1 fetch before each of iterations 5 and 8, and 2 at the start of an epoch.
+    # It is one batch ahead. Its wait after a validation can't be told from that and is left out.
+    # Line 8 has 3 copies, 1 fetch before each of iterations 5 and 8, 2 at the start of an epoch.
     # Line 12 has 3 copies, and 1 fetch before each of iterations 9 and 10.
     expected = """\
 Iteration      4/12 | examples/s: 8.0 | loss: 2.5000 | time elapsed: 00h00m02s | time left: 00h00m04s

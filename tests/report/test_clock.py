@@ -164,7 +164,7 @@ def test_with_a_loader_of_the_projects_own_a_fetch_is_all_between_two_steps(fit,
     script.fetch_s, gpu.step_s = 0.5, 0.125
     own = (PROJECT[0], "--data=scripted.OwnLoaderData")
     fit("--trainer.val_check_interval=6", project=own)
-    # Before each of the steps 5 to 8 the batch after it is fetched, but for 6, the epoch's last one.
+    # Before steps 5, 7 and 8 the batch after theirs is fetched; 6 is the last one of its epoch.
     # What is between steps 6 and 7 also has a validation, and is left out.
     assert figures(sessions()[0])[8] == [16 / (2 * 0.4375 + 0.0625 + 4 * 0.125), 937.5 / 4, 125.0]
 

@@ -215,7 +215,10 @@ def test_in_a_run_of_several_epochs_one_moment_is_after_the_last_batch_of_one(tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_what_it_has_started(make_run, tmp_path, number):
+def test_a_signal_ends_what_it_has_started(make_run, tmp_path, number, request):
+    # In the background of a shell, Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     run, helpers = make_run(), tmp_path / "run/session_1/helpers.txt"
 
     def send() -> None:

@@ -89,14 +89,11 @@ def end_by_signal(trainer: pl.Trainer, run: RunState) -> None:
     Raises:
         SystemExit: With the code.
     """
-    if run.stop_signal == signal.SIGUSR1:
-        if trainer.is_global_zero:
-            _requeue()
-        run.processes.any(False)  # the launcher ends this process once another has gone
+    if run.stop_signal == signal.SIGUSR1 and trainer.is_global_zero:
+        _requeue()  # before they meet: a launcher ends this process once another has gone
     # Where Lightning has started the other processes from the first, it kills the first as soon as
-    # another fails.
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    by_first = environment is not None and not environment.creates_processes_externally
+    # another fails. Only the first knows.
+    by_first = run.processes.any(trainer.strategy.launcher is not None)
     raise SystemExit(0 if by_first and not trainer.is_global_zero else 128 + run.stop_signal)
 
 

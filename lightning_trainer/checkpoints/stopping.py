@@ -91,10 +91,10 @@ def end_by_signal(trainer: pl.Trainer, run: RunState) -> None:
     """
     if run.stop_signal == signal.SIGUSR1 and trainer.is_global_zero:
         _requeue()  # before they meet: a launcher ends this process once another has gone
-    # Where Lightning has started the other processes from the first, it kills the first as soon as
-    # another fails. Only the first knows.
+    # Where Lightning has started a machine's other processes from its first, it kills the first as
+    # soon as another fails. Only the first knows.
     by_first = run.processes.any(trainer.strategy.launcher is not None)
-    raise SystemExit(0 if by_first and not trainer.is_global_zero else 128 + run.stop_signal)
+    raise SystemExit(0 if by_first and trainer.local_rank else 128 + run.stop_signal)
 
 
 def _requeue() -> None:

@@ -215,7 +215,7 @@ class PrintProgress(RunCallback):
         evaluation_s = run.times.recent_validation_s + run.times.recent_checkpoint_s
         if not evaluation_s or not math.isfinite(n_left):
             return n_left * iteration_s
-        n_validations = validations_left(trainer, int(run.n_iterations))
+        n_validations = validations_left(trainer, run)
         return n_left * iteration_s + n_validations * evaluation_s
 
     def _log(self, trainer: pl.Trainer, line: Progress) -> None:

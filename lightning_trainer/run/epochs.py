@@ -15,6 +15,7 @@ class ResumeEpoch(RunCallback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         settle_progress(checkpoint["loops"]["fit_loop"])
+        trainer.num_sanity_val_steps = 0  # Lightning would check again between two epochs
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Another batch size, or number of samples, makes another number of batches an epoch."""

@@ -1,6 +1,7 @@
 """When validation runs: every N iterations, and at the last one."""
 
 import math
+import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ from lightning_trainer.internals import (
     allow_iterations,
     decide_validation,
     run_validation,
+    validation_is_due,
 )
 from lightning_trainer.run.epochs import resume_epoch
 from lightning_trainer.run.state import RunCallback, RunState
@@ -21,12 +23,14 @@ class ValidationSchedule(RunCallback):
 
     Lightning counts batches, which differ from iterations under gradient accumulation, and ends
     without a validation where the run is not a multiple of the interval. An interval given as a
-    fraction of an epoch or as a time stays Lightning's; only the last validation is added.
+    fraction of an epoch, in batches of it or as a time stays Lightning's; only the last validation
+    is added, and one that is due while gradients are accumulated waits for the step: no checkpoint
+    holds them.
 
     A run that was stopped before or in a validation runs it when it goes on.
     """
 
-    _raised = False
+    _raised = _waits = False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self.run.validated = layer_state(checkpoint).get("validated", True)
@@ -51,6 +55,11 @@ class ValidationSchedule(RunCallback):
             allow_iterations(trainer, -1)
             self._raised = False
         self.run.n_iterations = _n_iterations(trainer)
+        self.on_train_epoch_start(trainer)  # Lightning leaves it out amid an epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.run.spacing = trainer.val_check_batch
+        self._every = trainer.check_val_every_n_epoch
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Decides whether Lightning validates after this batch."""
@@ -66,6 +75,20 @@ class ValidationSchedule(RunCallback):
                 trainer.should_stop = True
             else:
                 decide_validation(trainer, True)
+        else:
+            self._wait_for_step(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.val_check_batch, trainer.check_val_every_n_epoch = self.run.spacing, self._every
+
+    def _wait_for_step(self, trainer: pl.Trainer) -> None:
+        self.on_train_epoch_end(trainer)  # gives Lightning's own rule back
+        due = self._waits or validation_is_due(trainer)
+        self._waits = due and not (self.run.stepped or trainer.is_last_batch or trainer.should_stop)
+        if self._waits:
+            trainer.check_val_every_n_epoch = sys.maxsize
+        elif due and self.run.spacing is not None:  # a time is still over
+            decide_validation(trainer, True)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if not trainer.sanity_checking:
@@ -117,30 +140,39 @@ def counts_iterations(trainer: pl.Trainer) -> bool:
     return isinstance(interval, int) and trainer.check_val_every_n_epoch is None
 
 
-def validations_left(trainer: pl.Trainer, n_iterations: int) -> int:
+def validations_left(trainer: pl.Trainer, run: RunState) -> int:
     """Validations from the one that may be due now to the one at the last iteration.
 
     Args:
         trainer: At the end of an iteration.
-        n_iterations: Of the whole run; one that ends by epochs has whole epochs.
+        run: Its `n_iterations` are finite; one that ends by epochs has whole epochs.
     """
+    n_iterations, spacing = int(run.n_iterations), run.spacing
     if counts_iterations(trainer):
         interval = int(trainer.val_check_interval)
         return math.ceil(n_iterations / interval) - (trainer.global_step - 1) // interval
-    epoch, spacing = trainer.num_training_batches, trainer.val_check_batch
+    epoch, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
     if spacing is None or math.isinf(epoch) or math.isinf(spacing):
         return 0  # by the clock, or of unknown length
+
+    def within(batches: float) -> float:
+        """Validations in the first batches of an epoch: each waits for an iteration's end."""
+        windows = batches // accumulate
+        return min(windows * accumulate // spacing, windows)
+
+    last = epoch // spacing * spacing
+    an_epoch = min(epoch // spacing, math.ceil(last / accumulate))
 
     def before(batches: int) -> int:
         epochs, rest = divmod(batches, int(epoch))
         every = trainer.check_val_every_n_epoch or 1
-        in_this_one = rest // spacing if (epochs + 1) % every == 0 else 0
-        return int(epochs // every * (epoch // spacing) + in_this_one)
+        in_this_one = within(rest) if (epochs + 1) % every == 0 else 0
+        return int(epochs // every * an_epoch + in_this_one)
 
     # An epoch's last window of accumulated batches may be a smaller one.
-    steps_an_epoch = math.ceil(epoch / trainer.accumulate_grad_batches)
+    steps_an_epoch = math.ceil(epoch / accumulate)
     n_batches = n_iterations // steps_an_epoch * epoch
-    n_batches += n_iterations % steps_an_epoch * trainer.accumulate_grad_batches
+    n_batches += n_iterations % steps_an_epoch * accumulate
     end = int(n_batches)
     extra = before(end) == before(end - 1)  # the one at the last iteration
     return before(end) + extra - before(trainer.fit_loop.total_batch_idx)

@@ -140,6 +140,7 @@ class RunState:
 
     # ValidationSchedule
     n_iterations: float = math.inf  # of the whole run
+    spacing: float | None = None  # batches between validations, where Lightning counts them
     validated: bool = True  # False while `iteration` lacks a validation that is due
 
     # ReportEvaluation

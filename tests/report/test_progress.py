@@ -212,6 +212,10 @@ def test_a_loader_that_is_made_anew_is_timed_as_before(run, config, script):
 
 
 EPOCHS = ("--trainer.max_epochs=4", "--trainer.max_steps=-1")
+ACCUMULATED = (
+    *("--trainer.check_val_every_n_epoch=1", "--trainer.accumulate_grad_batches=3"),
+    "--trainer.log_every_n_steps=1",
+)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +228,12 @@ EPOCHS = ("--trainer.max_epochs=4", "--trainer.max_steps=-1")
         (*EPOCHS, "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1"),
         (*EPOCHS, "--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoch=1"),
         (*EPOCHS, "--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoch=2"),
+        *(
+            (*EPOCHS, f"--trainer.val_check_interval={interval}", *ACCUMULATED)
+            for interval in ("0.2", "0.4", "0.7", "1.0")
+        ),
     ],
-    ids=lambda flags: " ".join(flags[-2:]),
+    ids=lambda flags: " ".join(flags[-4:]),
 )
 def test_elapsed_and_left_together_are_the_time_of_the_whole_run(run, config, script, flags):
     # Whole seconds, because the lines cut off the rest: an iteration's batch 1 s, a validation 3 s.

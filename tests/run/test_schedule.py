@@ -68,6 +68,26 @@ def test_an_interval_within_epochs_stays_lightnings(run, config, script, flags, 
     assert (code, validated(out)) == (0, expected), err
 
 
+ACCUMULATED = ("--trainer.accumulate_grad_batches=4", "--trainer.max_steps=-1")
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ("0.2", [1, 2, 3, 4, 5, 6, 7, 8]),
+        ("0.5", [1, 2, 3, 4, 5, 6, 7, 8]),
+        ("0.7", [1, 3, 5, 7, 8]),
+    ],
+)
+def test_a_validation_amid_accumulated_gradients_waits_for_their_step(
+    run, config, script, interval, expected
+):
+    # 6 batches an epoch, of which 4 and 2 are an iteration each.
+    flags = (f"--trainer.val_check_interval={interval}", *ACCUMULATED)
+    code, out, err = run("fit", "--config", config, *PROJECT, *EPOCHS, *flags)
+    assert (code, validated(out)) == (0, expected), err
+
+
 ENDS = {
     "validated every other epoch": (
         ("--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=2"),
@@ -94,15 +114,22 @@ def test_the_last_iteration_is_saved_however_the_run_is_measured(
     assert (code, script.written[-1:]) == (0, expected[-1:]), err
 
 
-@pytest.mark.parametrize("interval", ["1.0", "0.5"])
+@pytest.mark.parametrize(
+    ("interval", "accumulate", "kills"),
+    [
+        ("1.0", 1, (7, 13, 14)),  # amid, before and at the end of an epoch
+        ("0.5", 1, (7, 13, 14)),
+        ("0.3", 3, (1, 2, 4)),  # due after batches 2, 4 and 6; iterations end after 3, 6 and 7
+    ],
+)
 def test_a_run_validated_by_epochs_goes_on_bitwise(
-    run, config, sessions, monkeypatch, tmp_path, interval
+    run, config, sessions, monkeypatch, tmp_path, interval, accumulate, kills
 ):
     flags = (
         *("--trainer.max_epochs=2", "--trainer.max_steps=-1", "--save_minutes=0"),
         *("--trainer.check_val_every_n_epoch=1", f"--trainer.val_check_interval={interval}"),
+        f"--trainer.accumulate_grad_batches={accumulate}",
     )
-    kills = (7, 13, 14)  # amid, before and at the end of an epoch
     with monkeypatch.context() as patch:
         copy_at(patch, "on_train_batch_end", kills, tmp_path / "killed")
         assert run("fit", "--config", config, *flags)[0] == 0

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lightning_trainer import BaseDataModule, BaseModule
 from lightning_trainer.main import main
 from lightning_trainer.report.curves import DrawCurves
+from lightning_trainer.verify import kills
 
 # The tests' models are too small for threads, which only get in each other's way.
 torch.set_num_threads(1)
@@ -215,6 +217,14 @@ def run_process(*args: object, fork: bool = True) -> subprocess.CompletedProcess
     process = start_process(*args, fork=fork)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def forking_verify(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `verify` fork the runs that it kills."""
+    forking = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedProcess})
+    monkeypatch.setattr(kills, "subprocess", forking)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "cli.py")])
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -11,14 +11,23 @@ from restarts import Killed, copy_at, kill_at, result, same
 @pytest.mark.parametrize(
     ("flags", "kills"),
     [
-        (["--save_minutes=0", "--model.schedule=cosine"], range(1, 23)),
+        # within epochs of 7 iterations and at their ends, after validations and before them
+        (["--save_minutes=0", "--model.schedule=cosine"], [1, 4, 5, 7, 10, 14, 19, 22]),
+        pytest.param(
+            ["--save_minutes=0", "--model.schedule=cosine"], range(1, 23), marks=pytest.mark.slow
+        ),
         (
             ["--save_minutes=0", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=13"],
             range(1, 13, 3),
         ),
         (["--save_minutes=10", "--model.schedule=plateau"], [6, 12, 19]),
     ],
-    ids=["saved after every iteration", "accumulating gradients", "saved after validations only"],
+    ids=[
+        "saved after some iterations",
+        "saved after every iteration",
+        "accumulating gradients",
+        "saved after validations only",
+    ],
 )
 def test_killed_after_any_iteration_it_goes_on_bitwise(
     run, config, sessions, monkeypatch, tmp_path, flags, kills
@@ -44,11 +53,11 @@ def test_the_number_of_workers_changes_nothing(run, config, sessions, monkeypatc
 
 
 def test_a_process_killed_by_sigkill_goes_on_bitwise(run, config, sessions):
-    # 200 iterations, each of them saved, take long enough to be killed in.
-    flags = ["--trainer.max_steps=200", "--trainer.val_check_interval=50", "--save_minutes=0"]
+    # 100 iterations, each of them saved, take long enough to be killed in.
+    flags = ["--trainer.max_steps=100", "--trainer.val_check_interval=25", "--save_minutes=0"]
     with start_process("fit", "--config", config, *flags, fork=False) as process:
         lines = iter(process.stdout.readline, "")
-        assert any("Iteration     80/200" in line for line in lines)
+        assert any("Iteration     40/100" in line for line in lines)
         process.kill()
     process = run_process("fit", "--ckpt_path", sessions()[0])
     assert process.returncode == 0, process.stderr

@@ -96,7 +96,10 @@ def by_lightning(tmp_path_factory) -> Path:
     return session
 
 
-@pytest.mark.parametrize("start_all", [start_torchrun, start_two_nodes, start_slurm])
+@pytest.mark.parametrize(
+    "start_all",
+    [start_torchrun, pytest.param(start_two_nodes, marks=pytest.mark.slow), start_slurm],
+)
 def test_whoever_starts_the_processes_there_is_one_session_and_the_same_result(
     config, sessions, by_lightning, start_all, tmp_path, monkeypatch
 ):

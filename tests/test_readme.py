@@ -129,17 +129,33 @@ def test_the_excerpts_of_sessions_and_compare_have_the_form_of_real_ones(run, pl
     assert [n for n in names if n not in differing] == [row.split()[0] for row in real_rows]
 
 
+def is_verify(command: str) -> bool:
+    return command.split()[0] == "verify" and "--help" not in command
+
+
 OTHERS = [c for c in commands() if "--ckpt_path" not in c and c.split()[0] not in LIGHT]
 
 
-@pytest.mark.parametrize("command", OTHERS)
+@pytest.mark.parametrize("command", [c for c in OTHERS if is_verify(c)])
+def test_some_iterations_of_the_main_commands_project_are_verified(run, command, forking_verify):
+    code, out, err = run(
+        *shlex.split(command), "--trainer.max_steps=24", "--trainer.val_check_interval=8"
+    )
+    assert code == 0, out + err
+    assert "EQUAL: bitwise as if it had never been killed." in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in OTHERS if is_verify(c)])
+def test_it_is_verified_as_the_readme_has_it(command):
+    process = run_process(*shlex.split(command), fork=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "EQUAL: bitwise as if it had never been killed." in process.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in OTHERS if not is_verify(c)])
 def test_every_other_command_is_accepted(run, command):
     arguments = [word for word in shlex.split(command) if word != "..."]
-    if arguments[0] == "verify":
-        process = run_process(*arguments)
-        assert process.returncode == 0, process.stdout + process.stderr
-        assert "EQUAL: bitwise as if it had never been killed." in process.stdout
-        return
     if "--help" not in arguments and not any(word.endswith(".help") for word in arguments):
         arguments += ["--print_config"]
     assert run(*arguments)[0] == 0

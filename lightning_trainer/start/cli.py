@@ -166,7 +166,7 @@ class SessionCLI(LightningCLI):
 
     def _resolved(self) -> dict[str, Any]:
         """Every setting as plain types, with secrets."""
-        dumped = self.parser.dump(storable(self.config), skip_unset=False)
+        dumped = self.parser.dump(storable(self.config), skip_unset=False, skip_validation=True)
         settings: dict[str, Any] = yaml.safe_load(dumped)[self.config.subcommand]
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 

@@ -51,7 +51,7 @@ def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_e
     assert files(Path("configs")) + files(Path("projects")) == MADE
     assert all(name in out for name in MADE)
     command = re.search(r"python cli.py (fit .*)", out)[1]
-    code, out, err = start(*command.split())
+    code, out, err = start(*command.split(), popen=ForkedProcess)
     assert code == 0, err
     assert float(re.search(r"Best score: +(\S+)", out)[1]) > 0.95
     assert "UserWarning" not in err

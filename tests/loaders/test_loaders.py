@@ -53,7 +53,7 @@ def restarts(run, config, sessions, monkeypatch, tmp_path):
     ],
 )
 def test_it_is_exact_without_a_warning(restarts, kind, flags):
-    assert [found[:2] for found in restarts(kind, 0, (5, 7, 11), *flags)] == [(True, [])] * 3
+    assert [found[:2] for found in restarts(kind, 0, (7, 11), *flags)] == [(True, [])] * 2
 
 
 def test_what_has_no_state_is_read_again_from_the_start_of_the_epoch(restarts):

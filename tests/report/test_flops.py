@@ -139,7 +139,16 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS)
+SLOW = ("compiled, mixed", "compiled in a wrapper")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(flags, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name, flags in VARIANTS.items()
+    ],
+)
 def test_the_count_is_that_by_hand_and_no_bit_of_the_training_changes(run, config, sessions, flags):
     graphs.clear()
     torch._dynamo.reset()

@@ -5,18 +5,14 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, TinyData, TinyDataset, TinyModule
-from forks import ForkedProcess
+from conftest import TinyData, TinyDataset, TinyModule
 
 from lightning_trainer.verify import command as verify_module
-from lightning_trainer.verify import kills
 from lightning_trainer.verify.command import verify
 from lightning_trainer.verify.comparison import Comparison, Difference
 from lightning_trainer.verify.kills import Moment
@@ -54,12 +50,9 @@ class ForgetfulModule(TinyModule):
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """Puts the sessions into tmp_path, and tells those that were kept; forks what `verify` runs."""
-    forking = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedProcess})
-    monkeypatch.setattr(kills, "subprocess", forking)
+def kept(tmp_path, monkeypatch, forking_verify):
+    """Puts the sessions into tmp_path, and tells those that were kept."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "cli.py")])
     return lambda: list(tmp_path.glob("verify_*"))
 
 

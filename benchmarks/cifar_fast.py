@@ -72,7 +72,7 @@ def whole_run(seed: int, flags: list[str], folder: str) -> list[str]:
     summary = output[output.rindex("Finished at iteration") :]
     patterns = (r"iteration (\d+)", r"Total time: +(\S+)", r"Examples/s: +(\S+)")
     found = [re.search(pattern, summary) for pattern in patterns]
-    scores = re.findall(r"Val score: (\S+)", output)
+    scores = re.findall(r"Val score .*: (\S+)", output)
     return [*(match[1] for match in found if match), scores[-1]]
 
 
@@ -102,7 +102,7 @@ def validations(config: str, flags: list[str], folder: str) -> Iterator[tuple[fl
                 now = time.perf_counter()
                 if line.startswith("Parameters:"):
                     training_s = now
-                if line.startswith("Val score:"):
+                if line.startswith("Val score "):
                     yield now - started_s, now - training_s, float(line.split()[-1])
         finally:
             process.kill()

@@ -164,7 +164,7 @@ def layer(seed: int, compiled: bool, data: str) -> tuple[float, float, list[int]
     run = [flag for flag in steps(FIRST, N_STEPS) if "limit_val" not in flag]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         _, printed = fit(folder, *flags, *run)
-    score = float(re.findall(r"Val score: (\S+)", printed)[-1])
+    score = float(re.findall(r"Val score .*: (\S+)", printed)[-1])
     return StepClock.step_s(), score, list(imported.Sees.sums)
 
 
@@ -209,7 +209,7 @@ def from_the_command(data: str | None) -> Iterator[Result]:
     took_s = time.perf_counter() - started_s
     print(done.stdout, done.stderr)
     total = re.search(r"Total time: .*", done.stdout)
-    score = re.findall(r"Val score: (\S+)", done.stdout)
+    score = re.findall(r"Val score .*: (\S+)", done.stdout)
     if not total or not score:
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-200:]}")
     images = "the images given" if data else "random images"

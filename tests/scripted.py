@@ -120,6 +120,10 @@ class SlowSGD(torch.optim.SGD):
         return loss
 
 
+class Points(MeanMetric):
+    higher_is_better = True
+
+
 class ScriptedModule(BaseModule):
     """One weight, which is -n/8 after n iterations.
 
@@ -144,7 +148,7 @@ class ScriptedModule(BaseModule):
 
     def create_metrics(self) -> None:
         names = ["points", "twice", "another"] if self.extra_metrics else ["points"]
-        mean = MetricCollection({n: MeanMetric(nan_strategy="disable") for n in names})
+        mean = MetricCollection({n: Points(nan_strategy="disable") for n in names})
         self.train_metrics, self.val_metrics = mean, mean.clone()
 
     def forward_model(self, batch: dict[str, Tensor]) -> Tensor:

@@ -87,7 +87,7 @@ def test_averaged_weights_are_scored_and_tested(place):
     [session] = (place / "experiments").iterdir()
     tested = sh(f"python cli.py test --ckpt_path {session}", place)
     assert (tested.returncode, tested.stderr) == (0, "")
-    assert f"Test score: {float(best):.3f}\n" in tested.stdout
+    assert f"Test score (accuracy, higher is better): {float(best):.3f}\n" in tested.stdout
 
 
 def test_mlflow_gets_every_number_and_the_settings(place):

@@ -1,12 +1,9 @@
 """Checks the results of a project's hooks; each error names the remedy."""
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from torch import Tensor
-
-from lightning_trainer.base.metrics import named_metrics
 
 
 def require_hooks(cls: type) -> None:
@@ -108,26 +105,3 @@ def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> No
             f"the checkpoint is of another model: {'; '.join(sorted(wrong)[:5])}{more}. Give "
             "the settings it was trained with, or start a new session without `--ckpt_path`"
         )
-
-
-def check_score(module: Any, results: Mapping[str, Tensor], mode: str) -> None:
-    """Looks for the score among the results of an evaluation.
-
-    Raises:
-        TypeError: If the score is not a scalar.
-        ValueError: If no metric has its name.
-    """
-    if module.score_key.replace("val/", f"{mode}/", 1) in results:
-        return
-    hook = f"`{type(module).__name__}.create_metrics`"
-    names = [key.split("/", 1)[1] for key in results]
-    if module.score_name in (None, *named_metrics(module.val_metrics)):
-        raise TypeError(
-            f"{hook}: the score `{module.score_key}` is no scalar: "
-            "put a scalar metric first, or name one by `score_name`"
-        )
-    near = get_close_matches(str(module.score_name), names) or names
-    raise ValueError(
-        f"`score_name` is {module.score_name!r}, which `create_metrics` does not define: "
-        f"use one of {', '.join(near)}"
-    )

@@ -55,7 +55,8 @@ class BaseModule(pl.LightningModule):
         score_name: Name of the metric that decides which checkpoint is best, or "loss" for the
             validation loss; by default the first of `val_metrics` (a `MetricCollection` made from
             a dict sorts its names).
-        score_mode: "max" if a higher score is better, else "min".
+        score_mode: "max" or "min"; by default the metric's `higher_is_better` decides, "min" for a
+            loss.
         channels_last: Lays the weights and activations of convolutions out as cuDNN and oneDNN
             prefer it; with `--trainer.precision bf16-mixed` about twice as fast.
         compile: Mode of `torch.compile`, or true, for `forward_model` and `forward_loss` as one.
@@ -73,7 +74,7 @@ class BaseModule(pl.LightningModule):
         self,
         vis_iterations: int = 500,
         score_name: str | None = None,
-        score_mode: Literal["max", "min"] = "max",
+        score_mode: Literal["max", "min"] | None = None,
         channels_last: bool = False,
         compile: bool | Mode = False,
         fused: bool = True,
@@ -82,11 +83,10 @@ class BaseModule(pl.LightningModule):
         require_hooks(type(self))
         self.model = self.loss_fn = self.optimiser = self.scheduler = None
         self.train_metrics = self.val_metrics = None
-        if score_mode not in ("max", "min"):
+        if score_mode not in ("max", "min", None):
             raise ValueError(f'`score_mode` is {score_mode!r}: it must be "max" or "min"')
         self.vis_iterations = vis_iterations
-        self.score_name = score_name
-        self.score_mode = score_mode
+        self.score_name, self.score_mode = score_name, score_mode
         self.channels_last = channels_last
         self.__compiled: CompiledStep | None = None
         self.__compiles, self.__fuses = compile, fused  # `__`: no project takes these by chance

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import SumMetric
 
-from lightning_trainer.base.hook_checks import check_score
 from lightning_trainer.base.metrics import compute_metrics
+from lightning_trainer.base.scoring import check_direction, check_score
 
 
 class LogResults(Callback):
@@ -29,6 +29,9 @@ class LogResults(Callback):
         self.train_results: dict[str, float] = {}  # the newest `train/...`
         # A MeanMetric forgets its weights with "disable", without which it synchronises the device.
         self._loss, self._examples = (SumMetric(nan_strategy="disable") for _ in range(2))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        check_direction(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         for metric in (self._loss, self._examples):

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_trainer.base.results import LogResults, in_training
+from lightning_trainer.base.scoring import describe_score, score_direction
 from lightning_trainer.report.log_line import print_title
 from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.state import RULE, Best, RunCallback, RunState
@@ -16,7 +17,7 @@ class ReportEvaluation(LogResults, RunCallback):
     """Prints and logs the results of each validation and test, and keeps the best score.
 
     NaN is never the best score, and an equal score is not better. Assumes a `BaseModule`, with its
-    `score_key` and `score_mode`.
+    `score_key`.
     """
 
     _to_loggers = False
@@ -28,12 +29,24 @@ class ReportEvaluation(LogResults, RunCallback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         best = layer_state(checkpoint).get("best")
         if best:  # 0.1.0 wrote neither name nor mode
-            name, mode = best["name"] or pl_module.score_key, best["mode"] or pl_module.score_mode
+            name = best["name"] or pl_module.score_key
+            mode = best["mode"] or score_direction(pl_module)
             self.run.newest_best = Best(name, mode, best["score"], best["iteration"])
 
-    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Forgets the best score of another session: its weights are not in this folder."""
-        path = self.run.session.best_checkpoint
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Forgets the best score of another session, whose weights are not in this folder.
+
+        And that of another metric or direction, which can't be compared.
+        """
+        best, path = self.run.newest_best, self.run.session.best_checkpoint
+        now = pl_module.score_key, score_direction(pl_module)
+        if best and (best.name, best.mode) != now:
+            self.run.newest_best = None
+            if trainer.is_global_zero:
+                print(
+                    f"The score was {describe_score(best.name, best.mode)}, and is now "
+                    f"{describe_score(*now)}: the next validation is the best so far"
+                )
         if self.run.saves and not trainer.strategy.broadcast(path.exists()):
             self.run.newest_best = None
 
@@ -50,10 +63,10 @@ class ReportEvaluation(LogResults, RunCallback):
         if trainer.is_global_zero:
             self._print_loss(trainer, results, "val")
             print_title("Metrics")
-            _print_metrics(results, score_key)
+            _print_metrics(results, pl_module)
         if in_training(trainer):
             log_to_all(trainer, results, trainer.global_step)
-            self._compare(trainer, score_key, results[score_key], pl_module.score_mode)
+            self._compare(trainer, score_key, results[score_key], score_direction(pl_module))
 
     def on_test_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         super().on_test_start(trainer)
@@ -64,11 +77,11 @@ class ReportEvaluation(LogResults, RunCallback):
         results = _results(trainer, "test/")
         if trainer.is_global_zero:
             self._print_loss(trainer, results, "test")
-            _print_metrics(results, pl_module.score_key.replace("val/", "test/", 1))
+            _print_metrics(results, pl_module)
             print(RULE, flush=True)
         log_to_all(trainer, results, self.run.restored_iteration)
 
-    def _compare(self, trainer: pl.Trainer, name: str, score: float, mode: str) -> None:
+    def _compare(self, trainer: pl.Trainer, name: str, score: float, mode: str | None) -> None:
         run, before = self.run, self.run.best
         worst = -math.inf if mode == "max" else math.inf
         highest = worst if before is None else before.score
@@ -78,7 +91,8 @@ class ReportEvaluation(LogResults, RunCallback):
             run.best_before = before
             run.newest_best = Best(name, mode, score, trainer.global_step)
             if trainer.is_global_zero:
-                print(f"New best score: {highest:.3f} -> {score:.3f}")
+                told = describe_score(name, mode)
+                print(f"New best score ({told}): {highest:.3f} -> {score:.3f}")
 
     def _print_loss(self, trainer: pl.Trainer, results: dict[str, float], mode: str) -> None:
         n, n_processes = self.n_evaluated, trainer.world_size
@@ -93,14 +107,16 @@ def _results(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     return {name: value.item() for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def _print_metrics(results: dict[str, float], score_key: str) -> None:
+def _print_metrics(results: dict[str, float], pl_module: Any) -> None:
     """Prints the scores of training and evaluation, then all other metrics except losses."""
-    score_name = score_key.split("/", 1)[1]
+    score_name = pl_module.score_key.split("/", 1)[1]
+    told = describe_score(pl_module.score_key, score_direction(pl_module))
     others = []
     for key in sorted(results, key=lambda key: not key.startswith("train/")):
         mode, name = key.split("/", 1)
         if name == score_name:
-            print(f"{mode.capitalize()} score: {results[key]:.3f}")
+            direction = "" if mode == "train" else f" ({told})"
+            print(f"{mode.capitalize()} score{direction}: {results[key]:.3f}")
         elif name != "loss":
             others.append(f"{mode.capitalize()} {name}: {results[key]:.3f}")
     print(*others, sep="\n", end="\n" if others else "")

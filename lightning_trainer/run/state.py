@@ -41,7 +41,7 @@ class Best:
     """The best score so far."""
 
     name: str  # among the logged numbers, e.g. "val/accuracy"
-    mode: str  # "max" if a higher score is better, else "min"
+    mode: str | None  # "max" if a higher score is better, "min", or None if nothing says so
     score: float
     iteration: int  # iterations done when it was reached
 

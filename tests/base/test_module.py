@@ -276,7 +276,7 @@ def test_a_misspelt_score_name_is_refused_with_the_near_one(name, remedy):
     )
 
 
-@pytest.mark.parametrize("mode", ["maximum", "", None])
+@pytest.mark.parametrize("mode", ["maximum", ""])
 def test_a_score_mode_that_is_neither_max_nor_min_is_refused(mode):
     with pytest.raises(ValueError) as error:
         TinyModule(score_mode=mode)
@@ -287,7 +287,7 @@ def test_a_score_mode_that_is_neither_max_nor_min_is_refused(mode):
 def test_a_score_that_is_no_scalar_is_refused_by_the_first_validation(metric):
     val = MetricCollection({"parts": metric, "whole": accuracy()})
     with pytest.raises(TypeError) as error:
-        train(measured(val=val), max_steps=1)
+        train(measured(val=val, score_mode="max"), max_steps=1)
     assert str(error.value) == (
         "`Measured.create_metrics`: the score `val/parts` is no scalar: "
         "put a scalar metric first, or name one by `score_name`"
@@ -511,6 +511,12 @@ class PlateauModule(ByHand):
         self.scheduler = Plateau(self.optimiser, "max", patience=1, factor=0.5)
 
 
+class LossPlateauModule(ByHand):
+    def create_optimiser(self) -> None:
+        super().create_optimiser()
+        self.scheduler = Plateau(self.optimiser, "min", patience=1, factor=0.5)
+
+
 def test_a_plateau_scheduler_is_stepped_once_a_validation_with_the_score():
     module = PlateauModule(learning_rate=1.0)
     follow = train(module, max_steps=12, val_check_interval=2, check_val_every_n_epoch=None)
@@ -521,7 +527,7 @@ def test_a_plateau_scheduler_is_stepped_once_a_validation_with_the_score():
 
 
 def test_a_plateau_scheduler_follows_the_score_that_is_named():
-    module = PlateauModule(score_name="loss", score_mode="min")
+    module = LossPlateauModule(score_name="loss")
     train(module, max_steps=2, val_check_interval=2)
     assert module.scheduler.scores == [4.5]
 

@@ -49,7 +49,7 @@ def test_the_score_is_that_of_the_averaged_weights_which_are_the_best(fit, run, 
     code, out, err = run("validate", "--ckpt_path", session)
     assert (code, err) == (0, "")
     assert f"Val loss: {float(at_best['val/loss']):.4f}\n" in out
-    assert f"Val score: {float(at_best['val/accuracy']):.3f}\n" in out
+    assert f"Val score (accuracy, higher is better): {float(at_best['val/accuracy']):.3f}\n" in out
 
 
 def test_the_average_is_that_of_every_iteration(fit, sessions, monkeypatch):

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones_and_is_tried_ag
     best, last = torch.load(folder / "best.ckpt"), torch.load(folder / "last.ckpt")
     assert (best["global_step"], last["global_step"]) == (15, 23)
     assert last["lightning_trainer"]["best"]["score"] == 0.5
-    assert "New best score: 0.250 -> 0.500" in out
+    assert "New best score (points, higher is better): 0.250 -> 0.500" in out
 
 
 def test_a_run_whose_end_cannot_be_written_fails_and_says_what_is_kept(
@@ -254,7 +254,7 @@ def test_the_place_of_the_best_model_is_told_at_each_new_best(
 ):
     script.scores = {5: 0.25, 10: 0.125, 15: 0.5}
     _, out, _ = run("fit", "--config", config, *PROJECT, "--trainer.max_steps=15")
-    told = re.findall(r"^(?:New best score|Model saved to): (.*)$", out, flags=re.MULTILINE)
+    told = re.findall(r"^(?:New best score .*|Model saved to): (.*)$", out, flags=re.MULTILINE)
     best = f"{sessions()[0]}/checkpoints/best.ckpt"
     assert told == ["-inf -> 0.250", best, "0.250 -> 0.500", best]
 
@@ -354,7 +354,7 @@ def test_a_best_that_could_not_be_written_meanwhile_is_not_the_best(
     best, last = torch.load(folder / "best.ckpt"), torch.load(folder / "last.ckpt")
     assert (best["global_step"], last["global_step"]) == (15, 23)
     assert last["lightning_trainer"]["best"]["score"] == 0.5
-    assert "New best score: 0.250 -> 0.500" in out
+    assert "New best score (points, higher is better): 0.250 -> 0.500" in out
 
 
 @pytest.mark.parametrize("meanwhile", [True], indirect=True)

@@ -21,7 +21,7 @@ def test_its_config_reaches_a_score_above_0_95_in_200_iterations(run, tmp_path):
     assert f"Best score:    {max(scores):.4f} at iteration " in out
     code, out, err = run("test", "--ckpt_path", session)  # its test data are its validation data
     assert code == 0, err
-    assert f"Test score: {max(scores):.3f}\n" in out
+    assert f"Test score (accuracy, higher is better): {max(scores):.3f}\n" in out
 
 
 def test_it_is_small_enough_to_be_read_at_a_glance():

@@ -18,7 +18,7 @@ def script(monkeypatch):
 
 
 def new_bests(out: str) -> list[str]:
-    return re.findall(r"^New best score: (.*)$", out, flags=re.MULTILINE)
+    return re.findall(r"^New best score \(.* is better\): (.*)$", out, flags=re.MULTILINE)
 
 
 def test_a_validation_prints_its_loss_scores_and_other_metrics(run, config, script, sessions):
@@ -40,12 +40,12 @@ Val loss: 0.6250
 Metrics
 {RULE}
 Train score: 3.000
-Val score: 0.250
+Val score (points, higher is better): 0.250
 Train another: 4.000
 Train twice: 6.000
 Val another: 1.250
 Val twice: 0.500
-New best score: -inf -> 0.250
+New best score (points, higher is better): -inf -> 0.250
 Model saved to: {sessions()[0]}/checkpoints/best.ckpt
 
 {RULE}
@@ -57,7 +57,7 @@ Val loss: 1.0000
 Metrics
 {RULE}
 Train score: 7.000
-Val score: 0.125
+Val score (points, higher is better): 0.125
 Train another: 8.000
 Train twice: 14.000
 Val another: 1.125
@@ -104,7 +104,7 @@ def test_the_best_is_the_first_of_the_best_scores_and_never_nan(
 
 
 def test_the_validation_loss_can_be_the_score(run, config, script, sessions):
-    flags = ("--model.score_name=loss", "--model.score_mode=min", "--trainer.max_steps=10")
+    flags = ("--model.score_name=loss", "--trainer.max_steps=10")
     code, out, err = run(
         "fit", "--config", config, *PROJECT, *flags, "--trainer.log_every_n_steps=99"
     )
@@ -114,10 +114,10 @@ def test_the_validation_loss_can_be_the_score(run, config, script, sessions):
         RULE,
         "Metrics",
         RULE,
-        "Val score: 0.625",
+        "Val score (loss, lower is better): 0.625",
         "Train points: 3.000",
         "Val points: 0.500",
-        "New best score: inf -> 0.625",
+        "New best score (loss, lower is better): inf -> 0.625",
     ]
     assert new_bests(out) == ["inf -> 0.625"]
 
@@ -171,7 +171,7 @@ Checkpoint: {session}/checkpoints/best.ckpt (iteration 5)
 Test
 {RULE}
 Test loss: 0.6250
-Test score: 0.250
+Test score (points, higher is better): 0.250
 Test another: 1.250
 Test twice: 0.500
 {RULE}
@@ -201,7 +201,7 @@ Val loss: 0.6250
 {RULE}
 Metrics
 {RULE}
-Val score: 0.500
+Val score (points, higher is better): 0.500
 """
     )
     assert {path: path.read_bytes() for path in session.rglob("*.c*")} == before

@@ -95,8 +95,8 @@ Val loss: 0.6250
 Metrics
 {RULE}
 Train score: 3.000
-Val score: 0.250
-New best score: -inf -> 0.250
+Val score (points, higher is better): 0.250
+New best score (points, higher is better): -inf -> 0.250
 Model saved to: {best}
 
 {RULE}
@@ -110,7 +110,7 @@ Val loss: 1.2500
 Metrics
 {RULE}
 Train score: 8.000
-Val score: 0.125
+Val score (points, higher is better): 0.125
 
 {RULE}
 Iteration     12/12 | examples/s: 8.0 | loss: 10.5000 | time elapsed: 00h01m55s | time left: 00h00m03s
@@ -123,8 +123,8 @@ Val loss: 1.5000
 Metrics
 {RULE}
 Train score: 11.500
-Val score: 0.500
-New best score: 0.250 -> 0.500
+Val score (points, higher is better): 0.500
+New best score (points, higher is better): 0.250 -> 0.500
 Model saved to: {best}
 
 {RULE}

@@ -62,7 +62,7 @@ def test_the_config_has_every_setting_as_resolved(whole):
         "class_path": "tiny.Echo",
         "init_args": {
             **{"learning_rate": 0.01, "schedule": "none"},
-            **{"vis_iterations": 500, "score_name": None, "score_mode": "max"},
+            **{"vis_iterations": 500, "score_name": None, "score_mode": None},
             **{"channels_last": False, "compile": False, "fused": True},
         },
     }

@@ -183,7 +183,7 @@ def test_a_new_session_does_not_take_over_the_best_score_of_the_one_it_starts_fr
     code, out, _ = run("fit", "--ckpt_path", path, "--config", config)
     assert code == 0
     [session] = sessions()
-    assert "New best score: -inf -> " in out
+    assert "New best score (accuracy, higher is better): -inf -> " in out
     best = torch.load(session / "checkpoints" / "best.ckpt")["global_step"]
     assert best > torch.load(path)["global_step"]
     assert f" at iteration {best}\n" in out

@@ -106,7 +106,10 @@ def test_the_best_checkpoint_has_the_lowest_error(run, config, sessions):
 def test_a_score_without_a_direction_is_refused_before_training(run, config):
     code, out, err = run("fit", "--config", config, "--model=test_scoring.NoDirection")
     assert (code, "Iteration" in out) == (1, False)
-    assert "error: the score is `meanmetric`, and its metric does not say whether a higher one is" in err
+    assert (
+        "error: the score is `meanmetric`, and its metric does not say whether a higher one is"
+        in err
+    )
     assert "Traceback" not in err
     flags = ("--model=test_scoring.NoDirection", "--model.score_mode=min", "--trainer.max_steps=1")
     code, out, err = run("fit", "--config", config, *flags)

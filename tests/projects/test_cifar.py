@@ -15,6 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from lightning_trainer.base.scoring import score_direction
 from projects.cifar import CifarData, CifarModule
 from projects.cifar.module import Normalise
 
@@ -360,4 +361,4 @@ def test_the_score_is_the_share_of_images_classified_rightly(module):
     module.update_metrics(module.val_metrics, {"label": labels}, logits)
     assert module.val_metrics.compute() == 0.75  # not the mean over classes, (2/3 + 1) / 2
     assert module.score_key == "val/accuracy"
-    assert module.score_mode == "max"
+    assert score_direction(module) == "max"

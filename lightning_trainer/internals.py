@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -147,12 +148,15 @@ def allow_iterations(trainer: "pl.Trainer", n_more: int) -> None:
     trainer.fit_loop.epoch_loop.max_steps += n_more
 
 
-def reopen(logger: Any) -> None:
-    """Lets a TensorBoardLogger open a new file for its next point, after a write has failed.
+def set_timeout(strategy: Any, timeout: Any) -> None:
+    """Lets processes wait so long, if not given otherwise. Lightning 2.0: `_timeout` is 30 min."""
+    if getattr(strategy, "_timeout", None) == timedelta(minutes=30):
+        strategy._timeout = timeout
 
-    Lightning 2.0: `_experiment` holds the writer, whose thread ended with the failure.
-    """
-    logger._experiment = None
+
+def reopen(logger: Any, folder: object) -> None:
+    """Lets a TensorBoardLogger go on in `folder`. Lightning 2.0: `_experiment` is the writer."""
+    logger._experiment, logger._root_dir = None, str(folder)
 
 
 def is_open(logger: Any) -> bool:

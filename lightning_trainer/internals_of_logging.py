@@ -155,3 +155,22 @@ def metrics_of_validation(trainer: pl.Trainer) -> list[Metric]:
     """
     results = trainer.fit_loop.epoch_loop.val_loop._results
     return [kept.value for kept in results.values() if not (kept.is_tensor or kept.has_reset)]
+
+
+def hide_in_events(writer: Any, hide: Callable[[bytes], bytes]) -> None:
+    """Replaces secrets in the names and texts that a SummaryWriter writes from now on.
+
+    torch 2.0: all of them go through `add_event` of its `file_writer`.
+    """
+    add, names = writer.file_writer.add_event, dict[str, str]()
+
+    def add_hidden(event: Any, *args: Any, **kwargs: Any) -> None:
+        for value in event.summary.value:
+            if value.tag not in names:
+                names[value.tag] = hide(value.tag.encode()).decode()
+            value.tag = names[value.tag]
+            if value.HasField("tensor"):
+                value.tensor.string_val[:] = map(hide, value.tensor.string_val)
+        add(event, *args, **kwargs)
+
+    writer.file_writer.add_event = add_hidden

@@ -1,21 +1,67 @@
 """Runs one command, and imports only its code: python cli.py fit --config configs/digits.yaml."""
 
 import gc
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
 from lightning_trainer.commands.registry import COMMANDS, HELP
+from lightning_trainer.session.imports import guarded_imports
+from lightning_trainer.session.utf8 import as_utf8
 
 VERSION = "0.1.0"  # of a checkout that is not installed
 
 
+@as_utf8()
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line `args` (without the program's name), by default the process's own."""
-    argv = sys.argv[1:] if args is None else list(args)
+    _open_closed_streams()
+    try:
+        try:
+            _run(sys.argv[1:] if args is None else list(args))
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except OSError as ex:
+        if ex.filename is not None:
+            raise
+        _end_unread(ex)
+
+
+def _open_closed_streams() -> None:
+    """Opens streams that were closed at the start (`>&-`): a file would take their place."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `fd`
+        if getattr(sys, name) is None:
+            stream = open(fd, "w" if fd else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def _end_unread(ex: OSError) -> NoReturn:
+    """Ends as other programs do whose output can't be written: silently if its reader has gone."""
+    code = 128 + signal.SIGPIPE
+    if not isinstance(ex, BrokenPipeError):
+        code = 1
+        with suppress(OSError):
+            print(f"error: writing failed: {ex.strerror}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python tries again at its exit, and would complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _run(argv: list[str]) -> None:
     line = CommandLine.read(argv)
     if line.command not in COMMANDS:
         _answer(line)
@@ -23,14 +69,15 @@ def main(args: Sequence[str] | None = None) -> None:
     command = COMMANDS[line.command]
     if command.is_lightnings or line.command == "verify":
         _check_config_files(line)
-    gc.disable()  # imports make little garbage; the search for it took a sixth of their time
-    run = command.load()
-    gc.enable()
-    if command.is_lightnings:
-        run(argv)
-    else:
-        argv.remove(line.command)
-        sys.exit(run(argv))
+    with guarded_imports():
+        gc.disable()  # imports make little garbage; the search for it took a sixth of their time
+        run = command.load()
+        gc.enable()
+        if command.is_lightnings:
+            run(argv)
+        else:
+            argv.remove(line.command)
+            sys.exit(run(argv))
 
 
 def _answer(line: CommandLine) -> None:

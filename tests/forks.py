@@ -11,6 +11,7 @@ or starts one forked process and waits for it: python tests/forks.py SOCKET SCRI
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import select
@@ -54,7 +55,7 @@ class ForkedProcess(_Forked):
     """`subprocess.Popen` of a Python script; the server is its parent and tells how it ended."""
 
     def __init__(self, *args: Any, address: str | None = None, **options: Any) -> None:
-        self._address = address or _start_server()
+        self._address = address or start_server()
         super().__init__(*args, **options)
 
     def _become(self, request: bytes, streams: list[int]) -> None:
@@ -79,12 +80,15 @@ class ForkedProcess(_Forked):
             return None
 
 
-_servers: list[subprocess.Popen] = []
+_servers: dict[str, subprocess.Popen] = {}
 
 
 @functools.cache
-def _start_server() -> str:
-    """Where the server of this process listens; it ends with this process."""
+def start_server(preloaded: str = "") -> str:
+    """Where a server of this process listens, whose forked processes have a library loaded.
+
+    It ends with this process.
+    """
     path = tempfile.mkdtemp(prefix="forks_") + "/socket"
     server = subprocess.Popen(
         [sys.executable, __file__, path],
@@ -92,18 +96,19 @@ def _start_server() -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env={**os.environ, **({"LD_PRELOAD": preloaded} if preloaded else {})},
     )
     assert server.stdout.readline() == b"ready\n"
-    _servers.append(server)
+    _servers[path] = server
     return path
 
 
 def stop_server() -> None:
     """At the end of the tests, if one has been started."""
-    for server in _servers:
+    for path, server in _servers.items():
         server.terminate()  # its end of input may be open in the worker of a loader
         server.wait()
-        shutil.rmtree(Path(_start_server()).parent, ignore_errors=True)
+        shutil.rmtree(Path(path).parent, ignore_errors=True)
 
 
 _PYTHON = """\
@@ -121,7 +126,7 @@ def make_python(path: Path) -> None:
 
     For shell scripts and launchers. It passes on how the process ended, but no signal to it.
     """
-    names = {"python": sys.executable, "forks": __file__, "socket": _start_server()}
+    names = {"python": sys.executable, "forks": __file__, "socket": start_server()}
     path.write_text(_PYTHON.format(**{name: shlex.quote(text) for name, text in names.items()}))
     path.chmod(0o755)
 
@@ -201,7 +206,10 @@ def _run(request: bytes, streams: list[int], path: list[str]) -> NoReturn:
     Path("/proc/self/comm").write_text(os.path.basename(script))
     if TWO in args and "RANK" not in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
         _prepare_second(path)
-    runpy.run_path(script, run_name="__main__")
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        gc.unfreeze()  # libraries complain of what they find at the end
     sys.exit()
 
 
@@ -229,8 +237,6 @@ def _main() -> None:
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = [folder for folder in sys.path[1:] if folder not in folders]
     sys.path.insert(0, str(_ROOT))
-    import gc
-
     import conftest  # noqa: F401
     import lightning.pytorch.strategies.launchers.subprocess_script  # noqa: F401
     import matplotlib.figure  # noqa: F401
@@ -240,6 +246,7 @@ def _main() -> None:
 
     DrawCurves._begin = lambda self: None
     gc.collect()
+    gc.freeze()  # a forked process need not look at what is imported
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in forked processes"
     os.write(1, b"ready\n")
     sink = os.open(os.devnull, os.O_WRONLY)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from forks import ForkedProcess, _start_server
+from forks import ForkedProcess, start_server
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -139,7 +139,7 @@ def forking(settings, monkeypatch):
     for name in ("PYTHONPATH", "PYTHONUNBUFFERED", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "")  # given back afterwards
     gpu.prepare("cpu")
-    monkeypatch.setenv("FORKS", _start_server())
+    monkeypatch.setenv("FORKS", start_server())
     settings.popen = ForkedProcess
     return settings
 

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+from datetime import timedelta
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,6 +14,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops import training_epoch_loop
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from torch import nn
 from torch.utils.tensorboard.summary import hparams
 from torchmetrics import MeanMetric, MetricCollection, SumMetric
@@ -32,6 +38,7 @@ from lightning_trainer.internals import (
     restore_loaders,
     root_cause,
     seed_gpu,
+    set_timeout,
     set_update_count,
     skip_empty_hooks,
     skip_hooks,
@@ -127,15 +134,16 @@ def test_a_loop_runs_as_many_iterations_as_are_allowed():
     assert own.global_step == 3
 
 
-def test_tensorboards_file_is_opened_by_the_first_point_and_again_after_a_failure(tmp_path):
+def test_tensorboards_file_is_opened_by_the_first_point_and_again_elsewhere(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     assert not is_open(logger)
     add_summary(logger, hparams({"width": 1}, {})[1])
     first = logger.experiment
     assert is_open(logger)
-    reopen(logger)
+    reopen(logger, tmp_path / "elsewhere")
     assert not is_open(logger)
     assert logger.experiment is not first
+    assert list((tmp_path / "elsewhere").rglob("events.out.*"))
 
 
 def test_a_loader_that_was_made_too_early_gets_its_state_before_the_first_batch(tmp_path):
@@ -179,6 +187,16 @@ def test_an_epoch_whose_batches_are_done_goes_to_its_end_without_a_validation(tm
     again = trainer(max_steps=9, callbacks=[End()])
     again.fit(TinyModule(), datamodule=TinyData(), ckpt_path=path, weights_only=True)
     assert calls[:2] == [("end", 7), ("batch", 7)]
+
+
+@pytest.mark.parametrize("kind", [DDPStrategy, ModelParallelStrategy])
+def test_a_strategy_makes_its_group_with_the_timeout_that_is_set_if_it_has_none_of_its_own(kind):
+    strategies = kind(), kind(timeout=timedelta(minutes=2))
+    for strategy in strategies:
+        set_timeout(strategy, timedelta(minutes=5))
+    assert [s._timeout for s in strategies] == [timedelta(minutes=5), timedelta(minutes=2)]
+    assert '"timeout": self._timeout' in inspect.getsource(kind)
+    set_timeout(SingleDeviceStrategy(), timedelta(minutes=5))  # which has no group
 
 
 # torchmetrics and torch -------------------------------------------------------------------------

@@ -6,13 +6,16 @@ import torch
 from conftest import TinyData, TinyModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_internals import SaveAt, trainer
+from torch.utils.tensorboard import SummaryWriter
 from torchmetrics import MeanMetric
 
 from lightning_trainer.internals_of_logging import (
     StepCount,
     call_after_batch,
     count_steps,
+    hide_in_events,
     is_accumulating,
     logged_numbers,
     metrics_of_validation,
@@ -158,3 +161,16 @@ def test_metrics_that_a_validation_has_logged_are_known_until_it_has_reset_them(
     options = {"limit_val_batches": 1, "num_sanity_val_steps": 0, "val_check_interval": 1}
     fit(module, look, max_steps=1, **options)
     assert known == [[module.mean], []]
+
+
+def test_all_that_a_writer_of_tensorboard_writes_can_be_changed(tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        hide_in_events(writer, lambda content: content.replace(b"abc", b"***"))
+        writer.add_scalar("abc", 1.0, 3)
+        writer.add_text("b", "an abc", 3)
+        writer.add_image("abc/c", torch.ones(1, 2, 2), 3)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = events.Tags()
+    assert (tags["scalars"], tags["images"]) == (["***"], ["***/c"])
+    assert [event.value for event in events.Scalars("***")] == [1.0]
+    assert events.Tensors("b/text_summary")[0].tensor_proto.string_val == [b"an ***"]

@@ -68,8 +68,8 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def settings(session: Path) -> dict:
-    return yaml.safe_load((session / "config.yaml").read_text())
+def settings(session: Path, file: str = "config.yaml") -> dict:
+    return yaml.safe_load((session / file).read_text())
 
 
 def logged(session: Path, name: str) -> dict[int, float]:

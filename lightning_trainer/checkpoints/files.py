@@ -2,20 +2,21 @@
 
 import contextlib
 import errno
-import itertools
 import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lightning_trainer.checkpoints.names import flush_to_disk, replace
 from lightning_trainer.checkpoints.staging import Staging
+from lightning_trainer.session.archive import seal
 from lightning_trainer.session.checkpoint_header import find_fault
+from lightning_trainer.session.door import open_anew
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -43,6 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         write = partial(self._save, target=os.fspath(path))
         if self._writes is None:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             write(checkpoint)
         elif self._copying:
             self._writes.append(self._staging.stage(checkpoint, write))
@@ -76,9 +78,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def _save(self, checkpoint: dict[str, Any], target: str) -> None:
         temporary = f"{target}.tmp"
         try:
-            os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)  # a kill may have left it, as another name of a good file
             _write(checkpoint, temporary)
             if fault := find_fault(temporary):
                 raise OSError(f"{temporary} is not as it was written: it {fault}")
@@ -95,16 +94,51 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
 
 
-def _write(checkpoint: dict[str, Any], path: str) -> None:
+class _Noting:
+    """A file that keeps the first error: torch's own says that writing failed, but not why."""
+
+    error: OSError | None = None
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as ex:
+            self.error = self.error or ex
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(value: Any, path: str) -> None:
+    # A kill may have left the file, as another name of a good one, which is only unlinked.
+    with open_anew(path) as file:
+        noting = _Noting(file)
+        try:
+            torch.save(value, noting)  # type: ignore[arg-type]
+        except RuntimeError as ex:
+            raise noting.error or ex from ex
+        seal(file)
+        file.flush()
+        flush_to_disk(file.fileno())
+
+
+def write_whole(value: Any, path: str | os.PathLike[str]) -> None:
+    """Writes what `torch.save` can, so that a failure leaves no part of a file.
+
+    Raises:
+        OSError: If it can't be written; the file that was there is still whole.
+    """
+    temporary = f"{os.fspath(path)}.tmp"
     try:
-        with open(path, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except RuntimeError as ex:
-        # torch reports that too few bytes were written, but not why.
-        if "inline_container" in str(ex) or "PytorchStreamWriter" in str(ex):
-            raise OSError(errno.ENOSPC, "the disk is full or a quota reached") from ex
+        _write(value, temporary)
+        replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
 
 
@@ -112,14 +146,22 @@ def _with_needs(ex: OSError, target: str, n_bytes: int) -> OSError:
     """The error with the free space, and the size of the newest file if there is one."""
     reason = ex.strerror or str(ex)
     if ex.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        reason += f", {shutil.disk_usage(os.path.dirname(target) or '.').free / 2**20:.1f} MiB free"
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(os.path.dirname(target) or ".").free
+            reason += f", {free / 2**20:.1f} MiB free"
         reason += f", about {n_bytes / 2**20:.1f} MiB needed" if n_bytes else ""
     return type(ex)(ex.errno, reason, target)
 
 
 def _check_that_it_loads(checkpoint: dict[str, Any], path: str) -> None:
+    load = partial(torch.load, path, map_location="cpu", weights_only=True)
     try:
-        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        try:
+            load(mmap=True)  # without a second copy in memory
+        except RuntimeError:  # a file system that can't map files
+            load()
+    except OSError:
+        raise
     except Exception as ex:
         where = next(_unsafe(checkpoint), "something in it")
         raise TypeError(
@@ -146,77 +188,3 @@ def _unsafe(value: Any, where: str = "") -> Iterator[str]:
             yield from _unsafe(item, f"{where}[{i}]")
     elif not isinstance(value, _SAFE) or type(value).__module__ not in _SAFE_MODULES:
         yield f"`{where}`, a {type(value).__name__},"
-
-
-def unused_name(target: Path) -> Path:
-    """A path beside `target` to write to before `publish`, e.g. `last.ckpt.3`.
-
-    A sharded checkpoint is a folder, which can't replace another in one step: it keeps this name,
-    and `target` becomes a link to it.
-    """
-    return next(p for n in itertools.count() if not (p := Path(f"{target}.{n}")).exists())
-
-
-def publish(written: Path, target: Path) -> None:
-    """Gives a whole checkpoint the name `target`, in one step; the old one is removed.
-
-    Raises:
-        OSError: If that fails; the old one is still whole.
-    """
-    if not written.is_dir():
-        replace(written, target)
-        return
-    for file in written.iterdir():
-        _flush(file)
-    _link(written.name, target)
-    remove_unused(target.parent)
-
-
-def give_second_name(source: Path, target: Path) -> None:
-    """Gives the checkpoint `source` the name `target` too, without a copy if the disk can.
-
-    Safe, because a checkpoint is never written to again, only replaced.
-    """
-    if source.is_symlink():
-        _link(os.readlink(source), target)
-        remove_unused(target.parent)
-        return
-    second = f"{target}.tmp"
-    Path(second).unlink(missing_ok=True)
-    try:
-        os.link(source, second)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, second)
-    replace(second, target)
-
-
-def replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Renames `source` to `target` and flushes the folder, so that a crash keeps the name."""
-    os.replace(source, target)
-    _flush(os.path.dirname(target) or ".")
-
-
-def _link(name: str, target: Path) -> None:
-    link = Path(f"{target}.link")
-    link.unlink(missing_ok=True)
-    link.symlink_to(name)
-    replace(link, target)
-
-
-def remove_unused(folder: Path) -> None:
-    """Removes the remains of a killed write, and folders that no link leads to any more."""
-    used = {path.resolve() for path in folder.iterdir() if path.is_symlink()}
-    for path in folder.glob("*.ckpt.*"):
-        if path.is_dir() and not path.is_symlink():
-            if path.resolve() not in used:
-                shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _flush(path: str | os.PathLike[str]) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_trainer.internals_of_logging import logged_numbers, restore_logged
 from lightning_trainer.run.state import RunCallback
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
+from lightning_trainer.session.secrets import hide
 
 
 class KeepLogged(RunCallback):
@@ -26,8 +27,13 @@ class KeepLogged(RunCallback):
         self._monitored: dict[str, Tensor] = {}  # as it was restored
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
-        """All processes meet here."""
-        own = {"epoch": logged_numbers(trainer), "monitored": dict(trainer.callback_metrics)}
+        """All processes meet here; a number with a secret in its name is left out."""
+        found: dict[str, Any] = {"epoch": logged_numbers(trainer)}
+        found["monitored"] = trainer.callback_metrics
+        own = {
+            group: {n: v for n, v in numbers.items() if hide(n, self.run.secrets) == n}
+            for group, numbers in found.items()
+        }
         own = apply_to_collection(own, Tensor, lambda t: t.detach().cpu().clone())
         checkpoint[KEY]["logged"] = self.run.processes.gather(own)
 

@@ -7,10 +7,15 @@ from typing import Any
 from lightning_trainer.session.checkpoint_header import (
     find_fault,
     layer_state,
+    part,
     progress,
     read_header,
 )
 from lightning_trainer.session.folder import Session
+from lightning_trainer.session.imports import distrust
+from lightning_trainer.session.settings import check_stored
+
+_LOST = "is gone, empty or damaged"
 
 
 @dataclass
@@ -21,12 +26,14 @@ class Restart:
     session: Session | None  # the session to go on with; None makes a new one
     iteration: int  # iterations done at the checkpoint
     validated: bool  # whether a validation that was due there has run
+    has_rows: bool  # whether it has rows that metrics.csv lacks
     config: dict[str, Any]  # settings to start from, below those of the command line
-    passed_over: list[str]  # newer or better checkpoints that can't be used, and why
+    stored: dict[str, Any]  # settings in the checkpoint, of the start that has written it
+    passed_over: list[str]  # files of the session that can't be used, why, and what is done
 
     def is_before(self, max_steps: int) -> bool:
-        """Whether there is an iteration to do, or the validation of the last one."""
-        pending = not self.validated and self.iteration == max_steps
+        """Whether there is an iteration to do, or the validation or rows of the last one."""
+        pending = (self.has_rows or not self.validated) and self.iteration == max_steps
         return max_steps < 0 or self.iteration < max_steps or pending
 
     @classmethod
@@ -42,13 +49,13 @@ class Restart:
             FileNotFoundError: If the path does not exist, or has no checkpoint.
             ValueError: If the file is not a checkpoint, or its settings are not known.
         """
-        target = Path(path)
-        if not target.exists():
+        if not (target := Path(path)).exists():
             raise FileNotFoundError(
                 f"`--ckpt_path` is {path!r}: there is no such session folder or checkpoint file"
             )
         session = Session.around(target)
-        passed_over: list[str] = []
+        distrust(session.path if session else target)
+        passed_over = list[str]()
         if target.is_dir() and not target.joinpath("meta.pt").exists():
             if session is None:
                 raise FileNotFoundError(
@@ -58,17 +65,30 @@ class Restart:
             target, passed_over = session.find_checkpoint(command != "fit")
         elif fault := find_fault(target):
             raise ValueError(f"`--ckpt_path` is {path!r}, which {fault}{_others(session, target)}")
-        at = progress(header := read_header(target))
+        at = *progress(header := read_header(target)), bool(layer_state(header).get("rows"))
         if new_session:
-            return cls(target, None, *at, {}, passed_over)
-        config = session.read_config() if session else None
-        config = config or layer_state(header).get("settings")  # a checkpoint carries them too
-        if not config:
-            raise ValueError(
-                f"`--ckpt_path` is {path!r}, which lies in no session folder and does not carry "
-                "its settings: give them by `--config`"
-            )
-        return cls(target, session, *at, config, passed_over)
+            return cls(target, None, *at, {}, {}, passed_over)
+        stored = dict(part(layer_state(header), "settings"))
+        config = _settings(path, session, stored)
+        if session and config is stored:
+            passed_over.append(f"{session.config} {_LOST}: the settings in {target} are taken")
+        return cls(target, session, *at, config, stored, passed_over)
+
+
+def _settings(path: str, session: Session | None, stored: dict[str, Any]) -> dict[str, Any]:
+    """Those of the session, else those in the checkpoint."""
+    config = (session and session.read_config()) or stored
+    if not config:
+        raise ValueError(
+            f"`--ckpt_path` is {path!r}, which lies in no session folder and does not carry its "
+            "settings: give them by `--config`"
+        )
+    try:
+        check_stored(config)
+        check_stored(stored)
+    except ValueError as ex:
+        raise ValueError(f"`--ckpt_path` is {path!r}, which {ex}") from None
+    return config
 
 
 def _others(session: Session | None, path: Path) -> str:

@@ -12,7 +12,7 @@ from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.averaging import end_validation, share_buffers
 from lightning_trainer.checkpoints.finite import check_finite
 from lightning_trainer.checkpoints.stopping import end_by_signal
-from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, write
+from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, settle_best, write
 from lightning_trainer.internals import call_hooks, skip_hooks, validation_is_due
 from lightning_trainer.internals_of_logging import call_after_batch
 from lightning_trainer.run.schedule import catch_up
@@ -85,7 +85,11 @@ class SaveCheckpoints(RunCallback, Checkpoint):
         run.lacks_validation = False
         # best.ckpt comes first, because last.ckpt names the best score.
         best, last = session.best_checkpoint, session.last_checkpoint
-        if not run.improved or not write(trainer, run, best, last):
+        written = run.improved and write(trainer, run, best, last)
+        if run.improved and run.unsaved_best == trainer.global_step:
+            # These weights come only now: what fails once, e.g. on a network, is tried again.
+            written = write(trainer, run, best, last)
+        if not written:
             write(trainer, run, last)
         self._saved_s = perf_counter()
         if trainer.is_global_zero:
@@ -93,7 +97,9 @@ class SaveCheckpoints(RunCallback, Checkpoint):
             saved = f"Model saved to: {best}\n" if kept else ""
             print(f"{saved}\n{RULE}", flush=True)
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            settle_best(self.run)
         raise_failure(self.run)
 
     def on_exception(self, *_: Any) -> None:

@@ -25,11 +25,16 @@ class StopOnSignal(RunCallback):
     of several processes gets the signal, all stop at the same iteration, about a second later. On
     SIGUSR1 a SLURM job asks to be queued again; use `sbatch --signal=USR1@120 --requeue`.
 
+    A signal that was ignored at the start stays ignored: SIGHUP under `nohup`, SIGINT in the
+    background of a shell script.
+
     It sets `run.stop_signal`; SaveCheckpoints, which comes last, saves and ends.
     """
 
     def __init__(self, run: RunState) -> None:
         super().__init__(run)
+        # Lightning takes SIGTERM over even if it is ignored, so this is asked before.
+        self._ignored = {n for n in _SIGNALS if signal.getsignal(n) == signal.SIG_IGN}
         self._received = 0
         self._n_batches = 0.0  # of a validation, on the process with the fewest
         self._give_back: list[Callable[[], object]] = []
@@ -39,7 +44,8 @@ class StopOnSignal(RunCallback):
         if self._give_back:
             return
         for number in _SIGNALS:
-            before = signal.signal(number, self._receive)
+            handler = signal.SIG_IGN if number in self._ignored else self._receive
+            before = signal.signal(number, handler)
             self._give_back.append(lambda n=number, handler=before: signal.signal(n, handler))  # type: ignore[misc]
         self._give_back.append(stop_asking_for_sigterm(trainer))
 
@@ -48,12 +54,19 @@ class StopOnSignal(RunCallback):
         if not self.run.saves:
             catch_up(trainer, self.run)  # else SaveCheckpoints does
 
+    def on_test_start(self, *_: Any) -> None:
+        for number in self._ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    on_predict_start = on_test_start  # type: ignore[assignment]
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stops, but not while gradients are accumulated: no checkpoint holds them."""
         if self.run.stepped:
             self._stop_if_told(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.on_test_start()
         own = float(next(iter(trainer.num_val_batches), 0))  # of the first loader
         self._n_batches = -self.run.processes.highest(-own)[0]
 

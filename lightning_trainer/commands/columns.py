@@ -6,7 +6,9 @@ from typing import Any
 
 from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.table import Column, show_value
-from lightning_trainer.session.record import NAME, Record
+from lightning_trainer.session.imports import NAME
+from lightning_trainer.session.record import Record
+from lightning_trainer.session.secrets import scrub
 
 # Settings that get no column of their own: another column has them, or they say nothing.
 _NOT_COMPARED = ("tag", "output_path", "ckpt_path", "weights_only", "trainer.max_steps")
@@ -47,7 +49,7 @@ def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
         "examples_per_s": record.examples_per_s,
         "hours": record.hours,
         "commit": record.commit,
-        **{name: record.settings.get(name) for name in options},
+        **scrub({name: record.settings.get(name) for name in options}),
     }
 
 
@@ -115,7 +117,7 @@ def _option_column(records: list[Record], option: str, options: list[str]) -> Co
     """An option's column; its title is the option's last word where that is unique."""
     last = option.rpartition(".")[2]
     is_clear = sum(other.rpartition(".")[2] == last for other in options) == 1
-    values = [record.settings.get(option, _ABSENT) for record in records]
+    values = [scrub({option: record.settings.get(option, _ABSENT)})[option] for record in records]
     cells = ["-" if value is _ABSENT else show_value(value) for value in values]
     is_text = any(isinstance(value, str | list) for value in values)
     is_class = last == "class_path"

@@ -8,8 +8,13 @@ from pathlib import Path
 
 from lightning_trainer.commands.columns import short_names, shown_columns
 from lightning_trainer.commands.options import CommandParser, did_you_mean
-from lightning_trainer.commands.sessions import find_sessions, format_records, terminal_width
-from lightning_trainer.commands.table import Column, format_table
+from lightning_trainer.commands.sessions import (
+    find_sessions,
+    format_records,
+    tell_damage,
+    terminal_width,
+)
+from lightning_trainer.commands.table import Column, format_table, show_text
 from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 from lightning_trainer.session.record import Record
 
@@ -25,9 +30,13 @@ def compare(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         records = find_records(options.sessions, Path(options.folder))
-        print(_side_by_side(records), end="", flush=True)
-        curves = read_curves(records, options.number)
     except (OSError, ValueError) as ex:
+        parser.error(str(ex))
+    print(_side_by_side(records), end="", flush=True)
+    tell_damage(records)
+    try:
+        curves = read_curves(records, options.number)
+    except ValueError as ex:
         parser.error(str(ex))
     from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
 
@@ -120,7 +129,7 @@ def _labels(records: list[Record]) -> list[str]:
     """The unique tags; for sessions without one the names of their folders."""
     tags, paths = [record.tag for record in records], [str(record.path) for record in records]
     pairs = zip(tags, short_names(records), strict=True)
-    labels = [tag if tag and tags.count(tag) == 1 else name for tag, name in pairs]
+    labels = [show_text(tag if tag and tags.count(tag) == 1 else name) for tag, name in pairs]
     return labels if len({*labels}) == len(labels) else paths
 
 

@@ -26,7 +26,7 @@ def new(argv: list[str]) -> int:
         Path("projects", name).mkdir(parents=True)
         Path("configs").mkdir(exist_ok=True)
         for path, text in files.items():
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     except ValueError as ex:
         parser.error(str(ex))
     except OSError as ex:
@@ -71,5 +71,5 @@ def _fill(template: str, name: str) -> str:
     """A template's text, with the project's name in place of NAME and CLASS."""
     templates = resources.files("lightning_trainer.commands") / "templates"
     class_name = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
-    text = (templates / f"{template}.txt").read_text()
+    text = (templates / f"{template}.txt").read_text(encoding="utf-8")
     return re.sub("CLASS|NAME", lambda match: class_name if match[0] == "CLASS" else name, text)

@@ -14,13 +14,22 @@ from typing import Any
 
 from lightning_trainer.commands.columns import differing, row, shown_columns, sort
 from lightning_trainer.commands.options import CommandParser
-from lightning_trainer.commands.table import format_markdown, format_table
-from lightning_trainer.session.record import FAILED, FINISHED, INTERRUPTED, NAME, RUNNING, Record
+from lightning_trainer.commands.table import format_markdown, format_table, show_text
+from lightning_trainer.session.imports import NAME
+from lightning_trainer.session.record import (
+    DAMAGED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    Record,
+)
 
 _DESCRIPTION = """Lists all sessions of a folder, with the settings in which they differ.
 
 The state is running (its process lives), finished, interrupted (by a signal, or killed; it can go
-on) or failed (by an error). Sessions in folders one level below are listed as well.
+on), failed (by an error) or damaged (a file in it can't be read: below the table stands which).
+Sessions in folders one level below are listed as well.
 """
 _COLUMNS = """columns: session, tag, started, state, iterations, max_steps, score, best, at (its
 iteration), examples_per_s, hours, commit (+: uncommitted changes), and options such as
@@ -49,7 +58,8 @@ def sessions(argv: list[str]) -> int:
         tagged = f" with {options.tag!r} in the tag" if options.tag else ""
         print(f"{options.folder} has no {state}sessions{tagged}", file=sys.stderr)
     if records or options.format in ("csv", "json"):
-        _print(format_records(records, options.format))
+        print(format_records(records, options.format), end="")
+    tell_damage(records)
     return 0
 
 
@@ -71,7 +81,7 @@ def _parser() -> CommandParser:
         "--sort", default="started", metavar="COLUMN", help="-COLUMN puts the highest first"
     )
     parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
-    states = (RUNNING, FINISHED, INTERRUPTED, FAILED)
+    states = (RUNNING, FINISHED, INTERRUPTED, FAILED, DAMAGED)
     parser.add_argument("--state", choices=states, help="only sessions in this state")
     parser.add_argument(
         "--format",
@@ -136,6 +146,13 @@ def format_records(records: list[Record], form: str) -> str:
     return table + (more if left_out else "")
 
 
+def tell_damage(records: list[Record]) -> None:
+    """Prints a line for each session with files that can't be read."""
+    for record in records:
+        if record.damage:
+            print(show_text(f"{record.path}: {'; '.join(record.damage)}"), file=sys.stderr)
+
+
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """The values with infinity and NaN as text, because JSON has neither."""
     return {
@@ -147,11 +164,3 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 def terminal_width() -> float:
     """Columns of the terminal; no limit where the output goes elsewhere."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has ended; Python would print an error at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ from typing import Any
 
 _GAP = "  "
 _SHORTEST = 16  # characters that a shortened cell keeps
+_LONGEST = 1000  # characters of a cell
 
 
 @dataclass
@@ -16,6 +17,9 @@ class Column:
     cells: list[str]
     # Aligned left, and shortened there, because names mostly differ at their ends; else a number.
     is_text: bool = False
+
+    def __post_init__(self) -> None:
+        self.title, *self.cells = map(show_text, [self.title, *self.cells])
 
     @property
     def width(self) -> int:
@@ -55,6 +59,13 @@ def format_markdown(columns: list[Column]) -> str:
     rows = zip(*([c.title, "---" if c.is_text else "---:", *c.cells] for c in columns), strict=True)
     lines = [" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows]
     return "".join(f"| {line} |\n" for line in lines)
+
+
+def show_text(text: str) -> str:
+    """The text without what a terminal would take for a command, and no longer than a line."""
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST])
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 2]}.."
 
 
 def show_value(value: Any) -> str:

@@ -20,6 +20,7 @@ from lightning_trainer.base.results import in_training
 from lightning_trainer.images.predictions import draw_predictions
 from lightning_trainer.report.loggers import warn_of_disk
 from lightning_trainer.run.state import RunState
+from lightning_trainer.session.door import without_link
 
 _MOST_CLASSES_WITH_NUMBERS = 20
 
@@ -165,8 +166,9 @@ def _log_picture(
 ) -> None:
     path = Path(logger.save_dir, name)
     try:
-        imsave(f"{path}.tmp", pixels, format="png")
-        path.with_name(f"{name}.tmp").replace(path)
+        part = without_link(path.with_name(f"{name}.tmp"))
+        imsave(part, pixels, format="png")
+        part.replace(path)
         logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
     except OSError as ex:
         warn_of_disk(path, ex)

@@ -28,7 +28,7 @@ class DrawCurves(RunCallback):
         if not in_training(trainer) or not trainer.is_global_zero:
             return
         module = "lightning_trainer.session.drawing"
-        folder, best = str(self.run.session.path), self.run.best
+        folder, best = os.path.abspath(self.run.session.path), self.run.best
         score = (str(best.score), str(best.iteration)) if best else ()
         self._command = (sys.executable, "-m", module, folder, pl_module.score_key, *score)
         if self._process is None or self._process.poll() is not None:
@@ -49,6 +49,7 @@ class DrawCurves(RunCallback):
         try:
             self._process = subprocess.Popen(
                 command,
+                cwd=package,  # Python looks there first for what it imports
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -31,7 +31,7 @@ class LogHyperParameters(RunCallback):
                 logger.experiment.add_custom_scalars(_charts(pl_module.score_key))
                 files = (self.run.session.config, self.run.session.environment)
                 for path in filter(Path.is_file, files):
-                    text = indent(path.read_text(), " " * 4)  # a block of code, in markdown
+                    text = indent(path.read_text("utf-8"), " " * 4)  # a block of code, in markdown
                     logger.experiment.add_text(path.stem, text, trainer.global_step)
             elif first:
                 given = {name: v for name, v in self._parameters.items() if v is not None}

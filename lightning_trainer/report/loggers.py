@@ -1,22 +1,24 @@
 """The loggers of a session: TensorBoard and metrics.csv, both in its folder."""
 
+import functools
 import json
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_trainer.internals import add_summary, is_open, reopen
-from lightning_trainer.internals_of_logging import StepCount
+from lightning_trainer.internals_of_logging import StepCount, hide_in_events
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.metrics_csv import MetricsReader, MetricsWriter
-from lightning_trainer.session.secrets import scrub
+from lightning_trainer.session.secrets import hide, hider_of, scrub
 from lightning_trainer.session.settings import flatten
 
 
@@ -31,11 +33,31 @@ class SessionTensorBoard(TensorBoardLogger):
     _pause_until_s = 0.0
     _step: int | None = None  # the newest
 
-    def __init__(self, session: Session, purge_step: int | None = None) -> None:
+    def __init__(
+        self, session: Session, purge_step: int | None = None, secrets: Sequence[str] = ()
+    ) -> None:
+        self._secrets = tuple(secrets)
         super().__init__(session.path, "", "", default_hp_metric=False, purge_step=purge_step)
+        self._session = session
         self._rows = MetricsReader(session.path / "metrics.csv")
         self._before = None if purge_step is None else purge_step - 1
         self._points: dict[str, float] = {}
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Lightning's writer, which puts *** in place of secrets in texts and names.
+
+        Raises:
+            OSError: If its file can't be made.
+        """
+        try:
+            was_open, writer = is_open(self), super().experiment
+        except OSError as ex:
+            raise OSError(ex.errno, ex.strerror, self.save_dir) from ex
+        if not was_open:
+            hide_in_events(writer, hider_of(self._secrets).hide)
+        return writer
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -61,7 +83,8 @@ class SessionTensorBoard(TensorBoardLogger):
         """
         if metrics:
             self.log_metrics(metrics, step)
-        settings = flatten(scrub(dict(vars(params) if isinstance(params, Namespace) else params)))
+        given = vars(params) if isinstance(params, Namespace) else params
+        settings = flatten(scrub(dict(given), self._secrets))
         named = {name.removesuffix(".class_path"): _plain(v) for name, v in settings.items()}
         self._write(add_summary, self, hparams(named, {})[1])
 
@@ -83,13 +106,20 @@ class SessionTensorBoard(TensorBoardLogger):
         if time.monotonic() < self._pause_until_s:
             return
         try:
+            self._session.restore()
+        except OSError as ex:
+            warn_of_disk(self.save_dir, ex)
+            return
+        if self.save_dir != str(self._session.path):  # it has moved
+            reopen(self, self._session.path)
+        try:
             method(*args)
         except (OSError, ValueError) as ex:  # Lightning turns any error into a ValueError
             reason = ex.__cause__ or ex
             if not isinstance(reason, OSError):
                 raise
             warn_of_disk(self.save_dir, reason)
-            reopen(self)
+            reopen(self, self._session.path)
             self._pause_until_s = time.monotonic() + _PAUSE_S
 
 
@@ -109,8 +139,12 @@ class MetricsFile(Logger):
     Lightning's CSVLogger deletes the file of a session that goes on; this one appends to it.
     """
 
-    def __init__(self, session: Session, purge_step: int | None = None) -> None:
+    def __init__(
+        self, session: Session, purge_step: int | None = None, secrets: Sequence[str] = ()
+    ) -> None:
         super().__init__()
+        self._shown = functools.lru_cache(None)(functools.partial(hide, secrets=secrets))
+        self._session = session
         self._file = MetricsWriter(session.path / "metrics.csv", purge_step)
 
     @property
@@ -129,10 +163,42 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Adds to the row of this step; a full disk delays the row."""
+        self._file.path = self._session.path / "metrics.csv"
         try:
-            self._file.add(_iteration(step) or 0, metrics)
+            named = {self._shown(name): value for name, value in metrics.items()}
+            self._file.add(_iteration(step) or 0, named)
         except OSError as ex:
             warn_of_disk(self._file.path, ex)
+
+    @property
+    def unwritten(self) -> list[dict[str, Any]]:
+        """The rows that could not be written, for a checkpoint."""
+        plain = (int, float, str)
+        return [
+            {name: v if isinstance(v, plain) else str(v) for name, v in row.items()}
+            for row in self._file.unwritten
+        ]
+
+    def complete(self, kept: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Writes the rows that could not be written, and those that a checkpoint has kept.
+
+        Raises:
+            OSError: If that fails again.
+        """
+        self._session.restore()
+        self._file.path = self._session.path / "metrics.csv"
+        try:
+            self._file.complete(kept)
+        except OSError as ex:
+            raise OSError(
+                f"{self._file.path} can't be written to: {ex.strerror or ex}. "
+                f"{len(self._file.unwritten)} of its rows are in no file but last.ckpt: "
+                "`fit --ckpt_path` writes them once that is mended"
+            ) from ex
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._file.close()
 
 
 def _iteration(step: int | None) -> int | None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_trainer.report.loggers import warn_of_disk
+from lightning_trainer.report.loggers import MetricsFile, warn_of_disk
 from lightning_trainer.report.summary import signal_of
 from lightning_trainer.run.device import describe_gpus
 from lightning_trainer.run.state import RunCallback
-from lightning_trainer.session.checkpoint_header import KEY
+from lightning_trainer.session.checkpoint_header import KEY, layer_state
 from lightning_trainer.session.run_record import RunRecord, describe, process_name
 
 
@@ -32,6 +32,7 @@ class RecordRun(RunCallback):
             print("What differs from before:", *changes, sep="\n    ", flush=True)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._complete(trainer)
         self._begin(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -42,11 +43,29 @@ class RecordRun(RunCallback):
     on_predict_start = on_validation_start  # type: ignore[assignment]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
-        """Writes the checkpoint's times, because `run.times` ends at the last line."""
+        """Writes the checkpoint's times, because `run.times` ends at the last line.
+
+        The checkpoint gets the rows that metrics.csv lacks, so that they are not lost.
+        """
+        for file in _metrics_files(trainer):
+            if file.unwritten:
+                checkpoint[KEY]["rows"] = file.unwritten
         self._write(trainer, checkpoint[KEY]["times"])
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        self.run.kept_rows = layer_state(checkpoint).get("rows") or []
+
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Completes metrics.csv.
+
+        Raises:
+            OSError: If that fails.
+        """
+        self._complete(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Notes the end, after the last checkpoint."""
+        self._complete(trainer)  # also where only these rows were left to do
         reason, by = f"all {self.run.iteration} iterations are done", ""
         if self.run.iteration < self.run.n_iterations:
             reason, by = "it was stopped early", "a callback or `trainer.max_time`"
@@ -54,6 +73,7 @@ class RecordRun(RunCallback):
 
     def teardown(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         if trainer.state.fn != "fit":
+            self._complete(trainer)
             self._end(trainer, "finished")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -62,6 +82,11 @@ class RecordRun(RunCallback):
         else:
             reason = describe(exception, self.run.secrets)
             self._end(trainer, "failed", reason, process_name())
+
+    def _complete(self, trainer: pl.Trainer) -> None:
+        kept, self.run.kept_rows = self.run.kept_rows, ()
+        for file in _metrics_files(trainer):
+            file.complete(kept)
 
     def _begin(self, trainer: pl.Trainer) -> None:
         if self.run.is_sessions_own and trainer.is_global_zero:
@@ -86,6 +111,13 @@ class RecordRun(RunCallback):
                 name, mode, score, iteration = best.name, best.mode, best.score, best.iteration
                 record.score = {"name": name, "mode": mode, "best": score, "iteration": iteration}
         try:
+            run.session.restore()
             record.write(run.session.path)
         except OSError as ex:
             warn_of_disk(run.session.path / "run.json", ex)
+
+
+def _metrics_files(trainer: pl.Trainer) -> list[MetricsFile]:
+    """Those of the first process, which alone writes."""
+    loggers = trainer.loggers if trainer.is_global_zero else []
+    return [logger for logger in loggers if isinstance(logger, MetricsFile)]

@@ -21,7 +21,8 @@ class Summarise(RunCallback):
     _training = _started = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.run.iteration >= self.run.n_iterations and self.run.validated:
+        run = self.run
+        if run.iteration >= run.n_iterations and run.validated and not run.kept_rows:
             self._refuse(trainer)
         self._training = self._started = True
         if trainer.is_global_zero:
@@ -33,7 +34,7 @@ class Summarise(RunCallback):
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Prints the summary, after the last checkpoint; refuses a run with nothing to do."""
-        if not self._started:
+        if not self._started and not self.run.kept_rows:
             self._refuse(trainer)
         self._print(trainer, f"Finished at iteration {trainer.global_step}")
 

@@ -40,7 +40,7 @@ class KeepState(RunCallback):
         # Lightning has added these, with their secrets.
         for key in {"hyper_parameters", "datamodule_hyper_parameters"} & checkpoint.keys():
             kept = {n: v for n, v in checkpoint[key].items() if n not in run.left_out}
-            checkpoint[key] = scrub(kept)
+            checkpoint[key] = scrub(kept, run.secrets)
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.run.iteration, self.run.stepped = trainer.global_step, 0

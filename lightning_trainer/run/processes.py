@@ -24,7 +24,7 @@ class Processes:
 
     def __init__(self, timeout: timedelta | None = None) -> None:
         self.meeting = True  # whether the processes meet at the end of this batch
-        self._timeout = timeout
+        self.timeout = timeout
         self._group: Any = None
         self._batches = 0
         self._interval = 1  # batches
@@ -33,7 +33,7 @@ class Processes:
     def start(self, trainer: pl.Trainer) -> None:
         """Makes the group; all processes meet here."""
         if trainer.world_size > 1 and self._group is None:
-            self._group = dist.new_group(timeout=self._timeout, backend="gloo")
+            self._group = dist.new_group(timeout=self.timeout, backend="gloo")
         self._batches, self._interval, self._met_s = 0, 1, perf_counter()
 
     def close(self) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_trainer.run.state import RunCallback
-from lightning_trainer.session.terminal import TerminalLog
+from lightning_trainer.session.secret_forms import known_forms
+from lightning_trainer.session.terminal import keep_log
 
 
 class ShareSession(RunCallback):
@@ -27,9 +28,8 @@ class ShareSession(RunCallback):
         if seed is not None and seed != own_seed:  # each process has drawn one
             pl.seed_everything(int(seed), verbose=False)
         if not known:
-            terminal = TerminalLog(session.log(trainer.global_rank))
-            terminal.start()
-            self.run.at_end(terminal.stop)
+            secrets = known_forms(self.run.secrets)
+            self.run.at_end(keep_log(session.log(trainer.global_rank), secrets))
 
     def teardown(self, *_: Any, **__: Any) -> None:
         # A process that fails does not come here.

@@ -66,7 +66,8 @@ class Writing:
 
     names: tuple[Path, ...]  # each path that it gets
     iteration: int  # iterations done
-    result: Future[tuple[Path, str] | None]  # the path that can't be written, and the reason
+    # The path that can't be written, whether the file has another name instead, and the reason.
+    result: Future[tuple[Path, bool, str] | None]
 
 
 class LossSum:
@@ -119,6 +120,7 @@ class RunState:
     save_minutes: float = 10.0  # a crash loses at most so much training
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written
+    is_guest: bool = False  # whether nothing may be written into the folder
     is_sessions_own: bool = True  # False for a test of a session that was trained
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
@@ -152,6 +154,9 @@ class RunState:
     line: Progress | None = None  # the newest log line
     times: RunTimes = field(default_factory=RunTimes)
 
+    # RecordRun
+    kept_rows: Sequence[Mapping[str, Any]] = ()  # of metrics.csv, in the checkpoint that is loaded
+
     # checkpoints/finite.py
     skipped_at: int = 0  # the newest iteration at which training went back to last.ckpt
     n_skips: int = 0  # how often it did so without a newer checkpoint
@@ -166,6 +171,7 @@ class RunState:
     writing: Writing | None = None
     saved_iteration: int = 0  # of last.ckpt
     save_failure: str = ""  # why the newest last.ckpt could not be written
+    best_failure: str = ""  # why the newest best checkpoint could not be written
     unsaved_best: int | None = None  # iteration of a best checkpoint that could not be written
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"))
 

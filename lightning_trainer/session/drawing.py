@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from lightning_trainer.session.door import without_link
 from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 
 Array = NDArray[Any]
@@ -123,7 +124,7 @@ def draw_session(folder: Path, score_key: str, best: tuple[int, float] | None) -
         for name, of_modes in keys.items()
     }
     if numbers := {name: of_modes for name, of_modes in numbers.items() if of_modes}:
-        part = folder / "curves.tmp.png"
+        part = without_link(folder / "curves.tmp.png")
         draw_curves(numbers, 0.0, part, {score: best} if best else {})
         part.replace(folder / "curves.png")
 

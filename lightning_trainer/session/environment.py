@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -9,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_trainer.session.run_record import now
-from lightning_trainer.session.secrets import hide, hide_in_command
+from lightning_trainer.session.secrets import hide, hide_in_command, hider_of
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
 _MODULE = Path(__file__).parents[1] / "__main__.py"
@@ -20,8 +21,42 @@ _DRIVER = Path("/sys/module/nvidia/version")
 _JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 # The patch has this many untracked files at most, each up to this size: larger ones are data.
 _PATCH_FILES, _PATCH_FILE_BYTES = 200, 100_000
-# Files that usually hold secrets.
-_PRIVATE = (".env", ".env.*", "*.pem", "*.key", "id_rsa*", ".netrc", "credentials*")
+# Files that usually hold secrets: keys and key stores, files of programs, lists of secrets.
+_PRIVATE = (
+    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.pkcs12", "*.ppk", "*.jks", "*.asc", "*.gpg"),
+    *("*.keystore", "*.keyring", "*.keychain", "*.kwallet", "*.kdb", "*.kdbx", "*.psafe3"),
+    *("*.ovpn", "*.rdp", "*_rsa", "*_dsa", "*_ecdsa", "*_ed25519", "id_*sa*", "id_ed25519*"),
+    *(".env", ".env.*", "*.env", ".envrc*", ".netrc", "_netrc", ".pgpass", "pgpass.conf"),
+    *(".my.cnf", ".mylogin.cnf", ".npmrc", ".yarnrc*", ".pypirc", ".dockercfg", ".docker/config*"),
+    *(".git-credentials", ".gitconfig", ".boto", ".s3cfg", ".htpasswd", "htpasswd", "*_history"),
+    *("*.tfvars", "*.tfstate*", ".vault-token", "kubeconfig*", ".kube/config", "kaggle.json"),
+    *("credentials*", "*credentials.json", "*credentials.y*ml", "*credentials.toml", "*.secret"),
+    *("*.secrets", "*.token", "auth.json", "client_secret*.json", "*service*account*.json"),
+    *(
+        f"{name}.{kind}"
+        for name in ("*secrets", "secret", "*passwords", "password", "*tokens", "token")
+        for kind in ("json", "y*ml", "toml", "ini", "txt", "csv", "cfg", "xml")
+    ),
+)
+# In these files a value after a name may be a variable of the program.
+_CODE = (
+    "py",
+    "pyi",
+    "c",
+    "cc",
+    "cpp",
+    "cu",
+    "cuh",
+    "h",
+    "hpp",
+    "js",
+    "ts",
+    "go",
+    "rs",
+    "java",
+    "jl",
+)
+_SETTINGS = ("yaml", "yml", "toml", "ini", "cfg", "conf", "properties", "env", "json")
 
 
 def job_id() -> str | None:
@@ -69,7 +104,7 @@ def _version(package: str) -> str | None:
 def gpu_driver() -> str | None:
     """The version of NVIDIA's driver, which Linux tells in a file."""
     try:
-        return _DRIVER.read_text().strip()
+        return _DRIVER.read_text(encoding="utf-8").strip()
     except OSError:
         return None
 
@@ -87,9 +122,22 @@ def uncommitted_changes(sessions: Path, secrets: Sequence[str] = ()) -> str:
     untracked = _git("ls-files", "--others", "--exclude-standard", "-z", *paths) or ""
     for name in untracked.split("\0")[:-1][:_PATCH_FILES]:
         path = Path(_repository(), name)
-        if path.is_file() and path.stat().st_size <= _PATCH_FILE_BYTES:
+        is_small = path.is_file() and path.stat().st_size <= _PATCH_FILE_BYTES
+        if is_small and not _hides(path.read_bytes(), secrets):
             patch += _git(*diff, "--no-index", os.devnull, name, success=(0, 1)) or ""
-    return hide(patch, secrets)
+    files = re.split(r"(?m)^(?=diff --git )", patch)
+    return "".join(hide(file, secrets, _kind(file)) for file in files)
+
+
+def _hides(content: bytes, secrets: Sequence[str]) -> bool:
+    """Whether a file that git shows in an encoding has a secret."""
+    return b"\0" in content and any(True for _ in hider_of(tuple(secrets)).find(content))
+
+
+def _kind(file: str) -> Literal["text", "code", "settings"]:
+    """What a file's part of a patch is of, by the end of its name."""
+    suffix = file.partition("\n")[0].rstrip('"').rpartition(".")[2]
+    return "code" if suffix in _CODE else "settings" if suffix in _SETTINGS else "text"
 
 
 def _repository() -> str:

@@ -1,4 +1,4 @@
-"""Makes and finds session folders, and reads and writes the files in them."""
+"""Makes and finds session folders, and the checkpoints in them."""
 
 import contextlib
 import itertools
@@ -6,32 +6,20 @@ import math
 import os
 import re
 import shlex
-import shutil
 import socket
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from lightning_trainer.session.checkpoint_header import find_fault, reach
+from lightning_trainer.session.described import DescribedFolder
 from lightning_trainer.session.environment import program
-from lightning_trainer.session.settings import differences, read_yaml, replace_text
+from lightning_trainer.session.settings import read_yaml
 
-_OF_GPUS = ("gpus", "gpu_libraries", "gpu_kernels")  # in environment.yaml
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
 
 
-class Session:
-    """A session folder, which may be moved or renamed between runs: its path is its only state.
-
-    Attributes:
-        path: The folder; empty in a process that does not know it yet.
-    """
-
-    def __init__(self, path: str | os.PathLike[str] = "") -> None:
-        self.path = Path(path)
+class Session(DescribedFolder):
+    """A session folder, which may be moved or renamed, between runs and while one is going."""
 
     @classmethod
     def create(cls, output_path: str, tag: str) -> "Session":
@@ -64,30 +52,23 @@ class Session:
     def around(cls, path: str | os.PathLike[str]) -> "Session | None":
         """The session of a session folder or of a checkpoint in one; None for other paths."""
         path = Path(path)
-        if path.joinpath("config.yaml").is_file():
+        if _is_of_session(path):
             return cls(path)
         folder = path.absolute().parent.parent
-        if path.absolute().parent.name == "checkpoints" and (folder / "config.yaml").is_file():
+        if path.absolute().parent.name == "checkpoints" and _is_of_session(folder):
             relative = Path(os.path.relpath(folder))
             return cls(folder if ".." in relative.parts else relative)
         return None
 
     @classmethod
-    def of_job(cls, output_path: str, job_id: str | None, command: str) -> "Session | None":
-        """The newest session that a scheduler's job started by this command; None without one."""
+    def of_job(cls, output_path: str, job_id: str | None, command: str) -> "list[Session]":
+        """The sessions that a scheduler's job started by this command, the newest first."""
+        found: list[Session] = []
         for path in sorted(Path(output_path).glob("*/environment.yaml"), reverse=True):
             recorded = read_yaml(path) or {}
             if job_id and (recorded.get("job_id"), recorded.get("command")) == (job_id, command):
-                return cls(path.parent)
-        return None
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.yaml"
+                found.append(cls(path.parent))
+        return found
 
     @property
     def last_checkpoint(self) -> Path:
@@ -96,6 +77,11 @@ class Session:
     @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def spare_checkpoint(self) -> Path:
+        """The best one, while best.ckpt can't be replaced."""
+        return self.path / "checkpoints" / "newest_best.ckpt"
 
     def log(self, rank: int = 0) -> Path:
         """The copy of one process's terminal output."""
@@ -114,7 +100,8 @@ class Session:
             FileNotFoundError: If there is none.
             ValueError: If a newer version of this library has written one.
         """
-        reached = {p: reach(p) for p in (self.best_checkpoint, self.last_checkpoint) if p.exists()}
+        paths = (self.spare_checkpoint, self.best_checkpoint, self.last_checkpoint)
+        reached = {path: reach(path) for path in paths if path.exists()}
         existing = list(reached)
         if not best:
             # An unreadable one may have the most iterations. At equal ones last.ckpt comes first.
@@ -126,67 +113,20 @@ class Session:
             fault = reason if isinstance(reason, str) else find_fault(path)
             if not fault:
                 return path, faults
-            faults.append(f"{path} {fault}")
-        why = " and ".join(faults) or "it stopped before its first one was written"
+            faults.append(f"{path} {fault}: passed over")
+        why = " and ".join(f.removesuffix(": passed over") for f in faults)
+        why = why or "it stopped before its first one was written"
         raise FileNotFoundError(
             f"{self.path} has no checkpoint to use: {why}. Start again with "
             f"`fit --config {self.config}`"
         )
 
-    def read_config(self) -> dict[str, Any] | None:
-        """The settings in config.yaml; None if it is missing or damaged."""
-        return read_yaml(self.config)
-
-    def write_config(self, text: str) -> None:
-        """Writes config.yaml; keeps an earlier one with other settings as config_1.yaml, ..."""
-        text = f"# python cli.py fit --config {self.config.name}\n{text}"
-        if self.config.exists() and self.config.read_text() != text:
-            shutil.copyfile(self.config, _unused(self.path, "config_{}.yaml"))
-        replace_text(self.config, text)
-
-    def record_environment(self, now: dict[str, Any], patch: str) -> list[str]:
-        """Writes environment.yaml and, where the code differs from its commit, uncommitted.patch.
-
-        The first start stays on top; later starts are listed under `restarts`.
-
-        Args:
-            now: This start's environment, as plain types.
-            patch: The code's difference from its commit; may be empty.
-
-        Returns:
-            A line for each difference from the first start.
-        """
-        recorded = read_yaml(self.environment)
-        changes: list[str] = []
-        first, content = self.path / "uncommitted.patch", patch.encode(errors="surrogateescape")
-        path = _unused(self.path, "uncommitted_{}.patch") if first.exists() else first
-        is_new = not first.exists() or first.read_bytes() != content
-        if content and (recorded is None or is_new):
-            path.write_bytes(content)
-        if recorded is None:
-            recorded = now
-        else:
-            changes = differences(_comparable(recorded), _comparable(now))
-            if content and is_new:
-                now["patch"] = path.name
-                changes.append(f"uncommitted changes: see {path.name}")
-            recorded.setdefault("restarts", []).append(now)
-        replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
-        return changes
-
-    def record_gpus(self, now: dict[str, Any]) -> list[str]:
-        """Adds the newest start's GPUs to environment.yaml.
-
-        Returns:
-            A line for each difference from the first start.
-        """
-        recorded = read_yaml(self.environment) or {}
-        known = [key for key in now if key in recorded]
-        changes = differences({k: recorded[k] for k in known}, {k: now[k] for k in known})
-        newest = [recorded, *recorded.get("restarts", [])][-1]
-        newest |= now
-        replace_text(self.environment, yaml.safe_dump(recorded, sort_keys=False))
-        return changes
+    def check_places(self) -> None:
+        """Raises ValueError if something else is where a run writes its files, e.g. a folder."""
+        files = ("log.txt", "metrics.csv", "run.json", "failure.txt", ".lock")
+        for path in (self.config, self.environment, *(self.path / name for name in files)):
+            if path.exists() and not path.is_file():
+                raise ValueError(f"{path} is no file, and the run writes one there: move it away")
 
 
 def check_tag(tag: str | None) -> None:
@@ -205,11 +145,6 @@ def go_on_command(command: str, path: Path) -> str:
     return shlex.join(["python", *module, script, command, "--ckpt_path", str(path)])
 
 
-def _comparable(environment: Mapping[str, Any]) -> dict[str, Any]:
-    varying = ("command", "started", "job_id", "restarts", "patch", *_OF_GPUS)
-    return {key: value for key, value in environment.items() if key not in varying}
-
-
-def _unused(folder: Path, pattern: str) -> Path:
-    paths = (folder / pattern.format(n) for n in itertools.count(1))
-    return next(path for path in paths if not path.exists())
+def _is_of_session(folder: Path) -> bool:
+    """Whether a folder is a session's; one of its two files may be lost."""
+    return any((folder / name).is_file() for name in ("config.yaml", "environment.yaml"))

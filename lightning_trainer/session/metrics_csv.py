@@ -6,12 +6,18 @@ power cut leaves zeros.
 
 import contextlib
 import csv
+import io
+import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_trainer.session.door import open_anew, open_file, open_own
+
 _TAIL_BYTES = 2**13
+_LONGEST = 2**20  # bytes of a line; 10,000 numbers take a fifth
 _STEP = re.compile("[0-9]{1,18}")
 
 Curve = tuple[list[int], list[float]]  # iterations and values
@@ -30,6 +36,13 @@ class MetricsReader:
     @property
     def names(self) -> list[str]:
         return next(self._lines(), [])[1:]
+
+    @property
+    def n_bytes(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Each undamaged row, as texts by column name."""
@@ -71,18 +84,18 @@ class MetricsReader:
 
     def _lines(self, only_tail: bool = False) -> Iterator[list[str]]:
         """The columns, then the fields of each undamaged row, or only of the last ones."""
-        with contextlib.suppress(self._ignored), self.path.open("rb") as file:
-            columns = _split(file.readline())
+        with contextlib.suppress(self._ignored), open_file(self.path) as file:
+            columns = _split(file.readline(_LONGEST))
             if columns[:1] != ["step"]:
                 return
             yield columns
             start = file.tell()
             if only_tail and file.seek(0, 2) - _TAIL_BYTES > start:
                 file.seek(-_TAIL_BYTES, 2)
-                file.readline()  # the rest of a cut line
+                file.readline(_LONGEST)  # the rest of a cut line
             else:
                 file.seek(start)
-            for line in file:
+            while line := file.readline(_LONGEST):  # a longer one becomes damaged ones
                 fields = _split(line)
                 if len(fields) == len(columns) and _STEP.fullmatch(fields[0]):
                     yield fields
@@ -107,16 +120,18 @@ class MetricsWriter:
     """Writes a metrics.csv, or goes on with one, each row at once.
 
     A new name makes it write the whole file again. It first drops an earlier start's rows from
-    `purge_step` on.
+    `purge_step` on. A file that is deleted or renamed meanwhile is written again with all its rows,
+    which the open file still has.
     """
 
     def __init__(self, path: Path, purge_step: int | None = None) -> None:
         self.path = path
+        self.unwritten: list[dict[str, Any]] = []  # rows that could not be written
         self._purge_step = purge_step
         self._columns: list[str] = []
-        self._unwritten: list[dict[str, Any]] = []
         self._last: dict[str, Any] = {}
-        self._last_offset = 0
+        self._last_offset = self._size = 0
+        self._descriptor = -1  # of the file that this writer has left
 
     def add(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Adds numbers to the last row, or a new row.
@@ -128,21 +143,62 @@ class MetricsWriter:
         same_step = self._last.get("step") == row["step"]
         self._last = row = {**self._last, **row} if same_step else row
         try:
-            if self._columns and not self._unwritten and row.keys() <= {*self._columns}:
+            known = self._columns and not self.unwritten and row.keys() <= {*self._columns}
+            if known and self._is_as_left():
                 self._append(row, same_step)
             else:
-                self._rewrite([*self._unwritten, row])
-            self._unwritten = []
+                self._rewrite([*self.unwritten, row])
+            self.unwritten = []
         except OSError:
-            self._unwritten = [*(r for r in self._unwritten if r["step"] != row["step"]), row]
+            self.unwritten = [*(r for r in self.unwritten if r["step"] != row["step"]), row]
             raise
 
+    def complete(self, kept: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Writes the rows that could not be written, and those of `kept` that are not there.
+
+        Raises:
+            OSError: If that fails again.
+        """
+        there: dict[str, set[str]] = {}
+        for row in MetricsReader(self.path, FileNotFoundError).rows() if kept else ():
+            there[row["step"]] = {name for name, text in row.items() if text}
+        self.unwritten += [dict(r) for r in kept if not r.keys() <= there.get(r["step"], set())]
+        if self.unwritten:
+            self._rewrite(self.unwritten)
+            self.unwritten = []
+
+    def close(self) -> None:
+        """Lets go of the file; the next row opens it again."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):  # nothing was written by it
+                os.close(descriptor)
+
+    __del__ = close
+
+    def _is_as_left(self) -> bool:
+        """Whether the file is there as this writer has left it; brings back a deleted one."""
+        if self._descriptor < 0:
+            return False
+        try:
+            now = os.stat(self.path)
+        except FileNotFoundError:
+            temporary = self.path.with_suffix(".tmp")
+            with open(os.dup(self._descriptor), "rb") as old, temporary.open("wb") as new:
+                old.seek(0)
+                shutil.copyfileobj(old, new)
+            temporary.replace(self.path)
+            return False
+        return now.st_size == self._size and os.path.samestat(now, os.fstat(self._descriptor))
+
     def _append(self, row: dict[str, Any], same_step: bool) -> None:
-        with self.path.open("r+", newline="") as file:
+        descriptor = open_own(self.path, os.O_RDWR)
+        with open(descriptor, "r+", encoding="utf-8", newline="") as file:
             file.seek(self._last_offset if same_step else 0, 0 if same_step else 2)
             file.truncate()
             self._last_offset = file.tell()
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+            self._size = file.tell()
 
     def _rewrite(self, new: list[dict[str, Any]]) -> None:
         """Writes the file again with new rows; the first may add to the file's last row."""
@@ -158,12 +214,20 @@ class MetricsWriter:
             rows.append(row)
         columns = [*dict.fromkeys(names)]
         temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with io.TextIOWrapper(open_anew(temporary), encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows[:-1])
             offset = file.tell()
             writer.writerow(rows[-1])
+            size = file.tell()
         temporary.replace(self.path)
-        self._columns, self._last, self._last_offset = columns, rows[-1], offset
+        self._columns, self._last = columns, rows[-1]
+        self._last_offset, self._size = offset, size
         self._purge_step = None
+        self._hold()
+
+    def _hold(self) -> None:
+        self.close()
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(self.path, os.O_RDONLY)

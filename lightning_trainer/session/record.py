@@ -2,23 +2,30 @@
 
 import contextlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_trainer.session.checkpoint_header import layer_state, part, read_header
+from lightning_trainer.session.checkpoint_header import (
+    IN_A_TABLE,
+    layer_state,
+    part,
+    read_header,
+)
 from lightning_trainer.session.folder import Session
+from lightning_trainer.session.imports import NAME
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.metrics_csv import MetricsReader
 from lightning_trainer.session.run_record import RunRecord
-from lightning_trainer.session.settings import flatten, read_yaml
+from lightning_trainer.session.settings import check_stored, flatten, load_yaml
 
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
+DAMAGED = "damaged"  # one of its files can't be read for what it is
 
-# The name that `Session.create` gives a folder.
-NAME = re.compile(r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<tag>.+)")
+_HIGHEST = 1e18  # of a number of the run's own; higher ones are damage
+_MOST_BYTES_OF_NUMBERS = 2**24  # of a metrics.csv that is searched for the best score
+_LONGEST_REASON = 200  # characters
 
 
 @dataclass
@@ -28,7 +35,7 @@ class Record:
     path: Path
     tag: str  # name of the experiment
     started: str  # date and time of the first start
-    state: str = INTERRUPTED  # RUNNING, FINISHED, INTERRUPTED or FAILED
+    state: str = INTERRUPTED  # RUNNING, FINISHED, INTERRUPTED, FAILED or DAMAGED
     iteration: int | None = None  # iterations done, with those after the last checkpoint
     max_steps: int | None = None  # iterations of the whole run; None if something else ends it
     score_name: str | None = None  # name of the score among the logged numbers
@@ -39,14 +46,22 @@ class Record:
     commit: str | None = None  # of the newest start: seven digits, and + for uncommitted changes
     # Every setting by the name of its option, e.g. "model.learning_rate".
     settings: dict[str, Any] = field(default_factory=dict)
+    damage: list[str] = field(default_factory=list)  # a file, and what is wrong with it
 
     @classmethod
     def read(cls, path: Path) -> "Record":
-        """Reads the folder; leaves out missing and damaged facts."""
+        """Reads the folder, in bounded time and memory; leaves out missing and damaged facts."""
         session, metrics = Session(path), MetricsReader(path / "metrics.csv")
-        run, (saved, state) = RunRecord.read(path), _newest_checkpoint(session)
-        config = session.read_config() or part(state, "settings")
-        environment = read_yaml(session.environment) or {}
+        damage: list[str] = []
+        run = _known(damage, path / "run.json", lambda _: RunRecord.load(path))
+        config = _known(damage, session.config, load_yaml) or {}
+        environment = _known(damage, session.environment, load_yaml) or {}
+        saved: int | None = None
+        state: Mapping[str, Any] = {}
+        has_told = run and run.state != RUNNING and run.score and run.times
+        if not (config and has_told):
+            saved, state = _newest_checkpoint(session, damage)
+        config = config or part(state, "settings")
         tag, started = path.name, ""
         if named := NAME.fullmatch(path.name):
             tag = named["tag"]
@@ -57,6 +72,7 @@ class Record:
             started=str(environment.get("started") or started),
             commit=_commit(environment),
             settings=flatten(config),
+            damage=damage,
         )
         # A test of a foreign checkpoint also has a session.
         if run is None or run.command == "fit":
@@ -80,6 +96,7 @@ class Record:
         self.hours = elapsed_s / 3600 if elapsed_s else None
 
     def _add_score(self, known: Mapping[str, Any], metrics: MetricsReader) -> None:
+        """Takes the run's own word, else looks for the best one among the numbers."""
         names = [n for n in metrics.names if n.startswith("val/") and n != "val/loss"]
         named = self.settings.get("model.score_name")
         default = f"val/{named}" if named else next(iter(names), None)
@@ -88,7 +105,7 @@ class Record:
         self.best_score = _number(known.get("best"))
         if self.best_score is not None:
             self.best_iteration = _natural(known.get("iteration"))
-        elif self.score_name:
+        elif self.score_name and metrics.n_bytes < _MOST_BYTES_OF_NUMBERS:
             sign = -1 if self.settings.get("model.score_mode") == "min" else 1
             curve = metrics.curves([self.score_name]).get(self.score_name, ([], []))
             points = [(n, value) for n, value in zip(*curve, strict=True) if value == value]
@@ -100,6 +117,8 @@ class Record:
         commands = {"fit", run.command if run else "fit"}
         if any(map(SessionLock(self.path).is_held_for, commands)):
             return RUNNING
+        if self.damage:
+            return DAMAGED
         if os.path.exists(self.path / "failure.txt"):  # no error in an unreadable folder
             return FAILED
         if run and run.state in (FINISHED, INTERRUPTED, FAILED):
@@ -108,21 +127,48 @@ class Record:
         return FINISHED if done and validated else INTERRUPTED
 
 
-def _newest_checkpoint(session: Session) -> tuple[int | None, dict[str, Any]]:
+def _known(damage: list[str], path: Path, read: Callable[[Path], Any]) -> Any:
+    """What `read` finds in a file; None if it is missing or damaged, which is noted."""
+    try:
+        return read(path)
+    except (FileNotFoundError, PermissionError, NotImplementedError):
+        return None
+    except (OSError, ValueError) as ex:
+        reason = (isinstance(ex, OSError) and ex.strerror) or str(ex)
+        damage.append(f"{path.name} {reason}".splitlines()[0][:_LONGEST_REASON])
+        return None
+
+
+def _newest_checkpoint(session: Session, damage: list[str]) -> tuple[int | None, Mapping[str, Any]]:
     """Iterations done at the newest readable checkpoint, and this library's state in it."""
-    for path in (session.last_checkpoint, session.best_checkpoint):
-        with contextlib.suppress(ValueError):
-            header = read_header(path)
-            return header["global_step"], layer_state(header)
+    with contextlib.suppress(MemoryError):  # one is too large for a table, and may be whole
+        for path in (session.last_checkpoint, session.best_checkpoint):
+            if path.exists() and (header := _known(damage, path, _header)):
+                iteration, state = header
+                return iteration, state
     return None, {}
 
 
+def _header(path: Path) -> tuple[int, Mapping[str, Any]]:
+    try:
+        header = read_header(path, IN_A_TABLE)
+    except ValueError as ex:
+        raise ValueError(f"can't be read: {str(ex).rpartition('foreign): ')[2]}") from None
+    state: Mapping[str, Any] = {}
+    with contextlib.suppress(ValueError):  # a newer version has written it, which is no damage
+        state = layer_state(header)
+    check_stored(state)
+    return header["global_step"], state
+
+
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) else None
+    """A number that can be shown and counted with."""
+    is_number = type(value) in (int, float) and abs(value) < _HIGHEST
+    return value if is_number else None
 
 
 def _natural(value: Any) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    return value if type(value) is int and 0 < value < _HIGHEST else None
 
 
 def _commit(environment: Mapping[str, Any]) -> str | None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_trainer.session.door import read_bounded
 from lightning_trainer.session.secrets import hide
 from lightning_trainer.session.settings import replace_text
 
@@ -60,24 +61,48 @@ class RunRecord:
     def read(cls, folder: Path) -> "RunRecord | None":
         """Reads a folder's run.json; None if it is missing, damaged or of a newer version."""
         try:
-            with (folder / _NAME).open("rb") as file:
-                content = json.loads(file.read(_MOST_BYTES))  # a cut file is not JSON
-        except (OSError, ValueError, RecursionError):
+            return cls.load(folder)
+        except (OSError, ValueError, NotImplementedError):
             return None
-        if not isinstance(content, dict) or content.get("version") != _VERSION:
-            return None
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunRecord":
+        """Reads a folder's run.json.
+
+        Raises:
+            OSError: If it is missing, or can't be read.
+            NotImplementedError: If a newer version of this library has written it.
+            ValueError: If it is damaged.
+        """
+        try:
+            content = json.loads(read_bounded(folder / _NAME, _MOST_BYTES))
+        except RecursionError:
+            raise ValueError("is too deep") from None
+        version = content.get("version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > _VERSION:
+            raise NotImplementedError(f"has version {version}")
+        if version != _VERSION:
+            raise ValueError("is no record of a run")
         known: dict[str, Any] = {f.name: content.get(f.name) for f in fields(cls)}
-        typed = all(type(value) in _TYPES[name] for name, value in known.items())
-        return cls(**known) if typed else None
+        for name, value in known.items():
+            if type(value) not in _TYPES[name]:
+                raise ValueError(f"has a wrong `{name}`")
+        return cls(**known)
 
 
-def note_start(folder: Path, command: str) -> None:
-    """Marks the run in a session folder as running, with the numbers that it had reached."""
+def note_start(folder: Path, command: str) -> list[str]:
+    """Marks the run in a session folder as running, with the numbers that it had reached.
+
+    Returns:
+        A line if there was a record that can't be read.
+    """
     record, before = RunRecord(command=command), RunRecord.read(folder)
+    is_damaged = before is None and (folder / _NAME).exists()
     if before and before.command == command:
         record.iteration, record.n_iterations = before.iteration, before.n_iterations
         record.score, record.times = before.score, before.times
     record.write(folder)
+    return [f"{folder / _NAME} is damaged: written anew"] if is_damaged else []
 
 
 def note_failure(folder: Path, command: str, ex: BaseException, secrets: Iterable[str]) -> None:

@@ -4,12 +4,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse.typing import PositiveFloat
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -17,15 +17,17 @@ from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
-from lightning_trainer.internals import root_cause, skip_empty_hooks
+from lightning_trainer.internals import root_cause, set_timeout, skip_empty_hooks
+from lightning_trainer.internals_of_loading import load_safely
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.environment import shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
+from lightning_trainer.session.secret_forms import known_forms
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings
-from lightning_trainer.session.terminal import TerminalLog
-from lightning_trainer.start.defaults import hyper_parameters, left_out, storable
+from lightning_trainer.session.terminal import keep_log
+from lightning_trainer.start.defaults import config_texts, hyper_parameters, left_out, storable
 from lightning_trainer.start.failure import (
     FILE_NAME,
     end_at_once,
@@ -35,7 +37,7 @@ from lightning_trainer.start.failure import (
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
 from lightning_trainer.start.launch import is_first_process, random_seed
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
-from lightning_trainer.start.parser import SessionParser, parser_arguments
+from lightning_trainer.start.parser import SESSION_OPTIONS, SessionParser, parser_arguments
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
 from lightning_trainer.start.trainer import (
@@ -48,24 +50,6 @@ from lightning_trainer.start.trainer import (
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions")
-
-_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
-    ("tag", str, "run", "Name of the experiment."),
-    ("output_path", str, "experiments", "Folder that holds the session folders."),
-    ("save_minutes", float, 10.0, "Write last.ckpt at least this often, in minutes."),
-    (
-        *("on_non_finite", Literal["stop", "skip"], "stop"),
-        "When the loss is no number: end the run, or go back to last.ckpt and go on.",
-    ),
-    (
-        *("matmul_precision", Literal["highest", "high", "medium"] | None, None),
-        "Of float32 matrix products: high and medium use a GPU's tensor cores. null: torch's own.",
-    ),
-    (
-        *("timeout_minutes", PositiveFloat, 30.0),
-        "How long processes wait for one that does not start or answer.",
-    ),
-)
 
 
 class SessionCLI(LightningCLI):
@@ -80,6 +64,7 @@ class SessionCLI(LightningCLI):
     restart: Restart | None = None
     request: Request
     state: RunState | None = None  # None before the trainer is made
+    _secrets: Sequence[str] = ()  # texts that nothing in the session may show
     _kept: Sequence[str] = ()  # lines on the settings that tuner callbacks have found before
     _searches = False  # whether the trainer is one in which tuner callbacks search
     is_guest = False  # whether another process is using the folder
@@ -108,10 +93,10 @@ class SessionCLI(LightningCLI):
         """Reports an error while the terminal still goes into log.txt, and ends the process."""
         folder = self.session.path if hasattr(self, "session") else None
         trainer = getattr(self, "trainer", None)
-        report_failure(ex, folder, trainer)
+        report_failure(ex, folder, trainer, self._secrets)
         writes = is_first_process() and not self.is_guest
         if folder is not None and writes and self.request.records:
-            note_failure(folder, self.request.command, root_cause(ex), self.request.secrets)
+            note_failure(folder, self.request.command, root_cause(ex), self._secrets)
         if self.state and trainer and has_lost_contact(ex, trainer):
             end_at_once(trainer, self.state, self._stack)
         sys.exit(1)
@@ -122,7 +107,7 @@ class SessionCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
-        for name, kind, default, text in _OPTIONS:
+        for name, kind, default, text in SESSION_OPTIONS:
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         super().add_default_arguments_to_parser(parser)
 
@@ -133,7 +118,8 @@ class SessionCLI(LightningCLI):
             if line.ckpt_path:
                 self.restart = Restart.find(line.ckpt_path, line.command, bool(line.configs))
             self._parse()
-            self._typed = shown_command(self._argv, secret_texts(self._resolved()))
+            self._secrets = secret_texts(self._resolved())
+            self._typed = shown_command(self._argv, self._secrets)
             if line.command == "fit" and not line.ckpt_path:
                 self.restart = restart_of_job(self.config.fit, self._typed)
                 if self.restart:
@@ -141,7 +127,7 @@ class SessionCLI(LightningCLI):
             config = self.config[self.config.subcommand]
             if config.ckpt_path and not self.restart:  # a config file names it
                 self.restart = Restart.find(config.ckpt_path, line.command, new_session=True)
-            check_settings(config, line.command, self.restart)
+            check_settings(config, line.command, self.restart, self._secrets)
             if self.restart:
                 self._kept = keep_found(config, self.restart)
         except (OSError, ValueError) as ex:
@@ -153,10 +139,10 @@ class SessionCLI(LightningCLI):
             config.seed_everything = stored.get("seed_everything", random_seed())
 
     def _parse(self) -> None:
-        line = self._line
-        files = [f"--config={name}" for name in line.configs]
-        if self.restart and self.restart.config:
-            files.insert(0, f"--config={dump_settings(self.restart.config)}")
+        line, stored = self._line, self.restart.config if self.restart else {}
+        files = [f"--config={text}" for text in config_texts(line, stored)]
+        # What a session folder holds must not name an address to read more from.
+        set_parsing_settings(config_read_mode_fsspec_enabled=not stored)
         # Single options come last: they win over files.
         self.config = self.parser.parse_args([line.command, *files, *line.others])
         try:
@@ -184,9 +170,10 @@ class SessionCLI(LightningCLI):
             self.session, self.is_guest = open_folder(request, self._stack)
         except ValueError as ex:
             self.parser.error(str(ex))
-        if self.session.path.name and not self.is_guest:
+        if self.session.path.name:
             log = self.session.log(int(os.environ.get("LOCAL_RANK", 0)))
-            self._stack.enter_context(TerminalLog(log))
+            known = known_forms(request.secrets)
+            self._stack.callback(keep_log(os.devnull if self.is_guest else log, known))
         if is_first_process():
             if not self.is_guest:
                 self.session.path.joinpath(FILE_NAME).unlink(missing_ok=True)
@@ -213,7 +200,8 @@ class SessionCLI(LightningCLI):
             end_search(self.config_init.fit.trainer.callbacks)
             self._searches = False
             pl.seed_everything(config.seed_everything, workers=True, verbose=False)
-            self.session.write_config(dump_settings(self._make_request().settings))
+            request = self._make_request()
+            self.session.write_config(dump_settings(request.settings), secrets=request.secrets)
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -229,8 +217,10 @@ class SessionCLI(LightningCLI):
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
+        set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
         run.at_end(skip_empty_hooks(trainer.callbacks))  # type: ignore[attr-defined]
+        run.at_end(load_safely(trainer))
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]
         has_profiler = config.trainer.profiler is not None and not self.is_guest
         if has_profiler and not profiler.filename:  # without a file it would only print

@@ -2,10 +2,33 @@
 
 import copy
 import warnings
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
+
+from lightning_trainer.commands.options import CommandLine
+from lightning_trainer.session.secrets import check_complete, without_given
+from lightning_trainer.session.settings import dump_settings, read_yaml
+
+
+def config_texts(line: CommandLine, stored: dict[str, Any]) -> list[str]:
+    """The values of `--config` for the parser: of a session's stored settings and of files.
+
+    Raises:
+        ValueError: If a secret was not stored and is not given again.
+    """
+    texts = []
+    if stored:
+        settings = without_given(stored, line.others)
+        check_complete(settings)
+        texts.append(dump_settings(settings))
+    for name in line.configs:  # another file may give a secret again
+        content = read_yaml(Path(name)) or {}
+        known = without_given(content, line.others)
+        texts.append(name if known == content else dump_settings(known))
+    return texts
 
 
 def storable(settings: Namespace) -> Namespace:

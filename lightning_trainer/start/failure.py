@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ import torch.distributed as dist
 
 from lightning_trainer.internals import root_cause
 from lightning_trainer.run.state import RunCallback, RunState
+from lightning_trainer.session.secrets import hide
 
 FILE_NAME = "failure.txt"
 
@@ -23,7 +25,10 @@ _OWN = Path(__file__).parent.parent
 _PYTHON = Path(traceback.__file__).parent
 
 # Faults of the machine, not of the code.
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.EMFILE, errno.ENFILE),
+)
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
 _PATIENCE_S = 3.0
 _LAST_WRITES_S = 10.0
@@ -37,7 +42,12 @@ _TIMED_OUT = (
 )
 
 
-def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer | None) -> None:
+def report_failure(
+    ex: BaseException,
+    folder: Path | None,
+    trainer: pl.Trainer | None,
+    secrets: Sequence[str] = (),
+) -> None:
     """Prints the error.
 
     In a run of several processes, the process that fails first writes its error into failure.txt.
@@ -49,10 +59,10 @@ def report_failure(ex: BaseException, folder: Path | None, trainer: pl.Trainer |
     text = f"error: {_message(cause)}\n"
     if isinstance(cause, OSError) and cause.errno and not cause.filename and folder is not None:
         text = f"error: {folder}: {cause}\n"
-    if not _is_explained(cause):
+    if not (_is_explained(cause) or _is_of_session(cause, folder)):
         text = _traceback(cause)
     if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
-        text = _of_first_failure(cause, text, folder / FILE_NAME, trainer)
+        text = _of_first_failure(cause, hide(text, secrets), folder / FILE_NAME, trainer)
     print(text, end="", file=sys.stderr, flush=True)
 
 
@@ -124,11 +134,11 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
         while not file.exists() and time.monotonic() < deadline_s:
             time.sleep(0.1)
     try:
-        with file.open("x") as new:
+        with file.open("x", encoding="utf-8", errors="backslashreplace") as new:
             new.write(text)
     except FileExistsError:
         with contextlib.suppress(OSError):
-            return file.read_text() if trainer.is_global_zero else ""
+            return file.read_text(encoding="utf-8") if trainer.is_global_zero else ""
     except OSError:  # a full disk
         pass
     return "" if shown else text
@@ -137,17 +147,33 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
 def _is_explained(ex: BaseException) -> bool:
     """Whether the message needs no traceback.
 
-    So it is for faults of the machine, for every `raise` in this library, and for every `raise`
-    elsewhere before the first batch. All other errors are faults in code.
+    So it is for faults of the machine, for what this library can't do with a file, for every
+    `raise` in this library, and for every `raise` elsewhere before the first batch. All other
+    errors are faults in code.
     """
     if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
         return True
     frames = traceback.extract_tb(ex.__traceback__)
+    if isinstance(ex, OSError) and ex.errno and _is_on_own_file(frames):
+        return True
     if not frames or not (frames[-1].line or "").lstrip().startswith("raise "):
         return False
     files = [Path(frame.filename) for frame in frames]
     loops = Path(pl.__file__).parent / "loops"
     return files[-1].is_relative_to(_OWN) or not any(f.is_relative_to(loops) for f in files)
+
+
+def _is_on_own_file(frames: Sequence[traceback.FrameSummary]) -> bool:
+    """Whether this library, and no project, has called what could not be done with a file."""
+    files = [Path(frame.filename) for frame in frames]
+    callers = [f for f in files if _is_package(f) or not f.is_relative_to(_PYTHON)]
+    return bool(callers) and callers[-1].is_relative_to(_OWN)
+
+
+def _is_of_session(ex: BaseException, folder: Path | None) -> bool:
+    """Whether a file in the session folder can't be used, which is no fault in code."""
+    name = ex.filename if isinstance(ex, OSError) else None
+    return bool(name and folder and Path(str(name)).is_relative_to(folder))
 
 
 def _message(ex: BaseException) -> str:

@@ -1,14 +1,16 @@
 """Makes or reopens a run's session folder, locks it, and writes its first files."""
 
 import os
+import shlex
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.checkpoint_header import reach
+from lightning_trainer.session.door import check_own_folder
 from lightning_trainer.session.environment import describe_environment, job_id, uncommitted_changes
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
@@ -36,9 +38,9 @@ class Request:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Every setting without secrets, for config.yaml and checkpoints."""
-        return dict(scrub(self.resolved))
+        return dict(scrub(self.resolved, self.secrets))
 
-    @property
+    @cached_property
     def secrets(self) -> list[str]:
         return secret_texts(self.resolved)
 
@@ -58,22 +60,26 @@ class Request:
 
 
 def restart_of_job(config: Any, typed: str) -> Restart | None:
-    """The newest checkpoint of a job that SLURM starts again with the same command line.
+    """The checkpoint of a job that SLURM starts again with the same command line.
+
+    Of several sessions of the job, which one that was lost for a while can leave, it takes the one
+    that has come furthest.
 
     Raises:
         SystemExit: If its run has ended.
     """
     if int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
         return None
-    if not (session := Session.of_job(config.output_path, job_id(), typed)):
+    restarts: list[Restart] = []
+    for session in Session.of_job(config.output_path, job_id(), typed):
+        with suppress(OSError, ValueError):  # stopped before its first checkpoint
+            restarts.append(Restart.find(str(session.path), "fit", new_session=False))
+    if not restarts:
         return None
-    try:
-        restart = Restart.find(str(session.path), "fit", new_session=False)
-    except (OSError, ValueError):  # stopped before its first checkpoint
-        return None
+    restart = max(restarts, key=lambda each: (each.iteration, each.validated))
     if not restart.is_before(config.trainer.max_steps):
         # A job of several runs repeats its finished ones too.
-        print(f"{session.path} has ended before: nothing left to do")
+        print(f"{restart.checkpoint.parent.parent} has ended before: nothing left to do")
         sys.exit(0)
     return restart
 
@@ -95,6 +101,8 @@ def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:
         return Session(), False
     resolved, restart = request.resolved, request.restart
     session = restart.session if restart else None
+    if session:
+        session.check_places()
     session = session or Session.create(resolved["output_path"], resolved["tag"])
     is_guest = not _lock(session, request, stack)
     os.environ[_SESSION_VARIABLE] = str(session.path)
@@ -103,18 +111,39 @@ def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:
 
 
 def _lock(session: Session, request: Request, stack: ExitStack) -> bool:
-    """Locks the folder; returns False if another process is using it and the run can do without."""
+    """Locks the folder; returns False if this run can't write into it and can do without."""
     lock = SessionLock(session.path)
-    holder = lock.acquire(request.command)
-    if holder and request.command != "fit":
-        print(f"{session.path} is in use by {holder}: results are shown but not logged")
+    own = bool(request.restart and request.restart.session)  # else a new folder
+    holder, fault = None, _what_is_read_only(session) if own else ""
+    try:
+        holder = None if fault else lock.acquire(request.command)
+    except OSError as ex:
+        if not own:
+            raise
+        fault = str(ex.strerror)
+    if request.command != "fit" and (holder or fault):
+        why = f"is in use by {holder}" if holder else f"can't be written to ({fault})"
+        print(f"{session.path} {why}: results are shown but not logged", flush=True)
         return False
+    if fault and request.restart:
+        new = shlex.join(
+            ["--config", str(session.config), "--ckpt_path", str(request.restart.checkpoint)]
+        )
+        raise ValueError(
+            f"{session.path} can't be written to ({fault}): make it writable, or start a new "
+            f"session from its checkpoint with `fit {new} --output_path FOLDER`"
+        )
     if holder:
         raise ValueError(
             f"{session.path} is in use by {holder}: wait until that ends, stop it, or "
             "start a new session with `--config`"
         )
-    stack.callback(lock.release)
+    session.hold(lock)
+    stack.callback(session.release)
+    try:
+        check_own_folder(session.last_checkpoint.parent)
+    except OSError as ex:
+        raise ValueError(f"{ex.filename} {ex.strerror}") from None
     before = request.continued
     # Another run may have ended since the checkpoint was read: its last rows would be lost.
     if before and reach(before.checkpoint) != (before.iteration, before.validated):
@@ -122,11 +151,20 @@ def _lock(session: Session, request: Request, stack: ExitStack) -> bool:
     return True
 
 
+def _what_is_read_only(session: Session) -> str:
+    """What a run would write and may only read; empty if there is nothing."""
+    for name in ("", ".lock", "log.txt", "metrics.csv", "checkpoints"):
+        path = session.path / name
+        if path.exists() and not os.access(path, os.W_OK):
+            return f"{name or 'the folder'} is read-only"
+    return ""
+
+
 def announce(session: Session, request: Request) -> None:
     """Prints the session and the checkpoint."""
     restart = request.restart
-    for path in restart.passed_over if restart else ():
-        print(f"{path}: passed over", file=sys.stderr)
+    for line in restart.passed_over if restart else ():
+        print(line, file=sys.stderr)
     if restart is None:
         print(f"Session: {session.path}", flush=True)
     elif request.continued:
@@ -138,17 +176,21 @@ def announce(session: Session, request: Request) -> None:
 
 def record(session: Session, request: Request) -> None:
     """Writes config.yaml and environment.yaml, and prints the differences from before."""
-    settings = dict(request.settings)
+    settings, restart = dict(request.settings), request.restart
     changes: list[str] = []
-    if request.restart and request.restart.session:
+    before = ""
+    if restart and restart.session:
         settings["ckpt_path"] = None
-        changes = differences(scrub(request.restart.config), settings)
-    session.write_config(dump_settings(settings))
+        first = session.first_config() or restart.stored or restart.config
+        changes = differences(scrub({**first, "ckpt_path": None}, request.secrets), settings)
+        stored, found = ({**c, "ckpt_path": None} for c in (restart.stored, restart.config))
+        before = dump_settings(stored) if restart.stored and stored != found else ""
+    session.write_config(dump_settings(settings), before, request.secrets)
     sessions, n = session.path.parent, n_processes(settings["trainer"])
     changes += session.record_environment(
         describe_environment(request.typed, n, sessions),
         uncommitted_changes(sessions, request.secrets),
     )
-    note_start(session.path, request.command)
+    changes += note_start(session.path, request.command)
     if changes:
         print("What differs from before:", *changes, sep="\n    ", flush=True)

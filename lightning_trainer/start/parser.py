@@ -3,15 +3,39 @@
 import argparse
 import sys
 from pkgutil import iter_modules, resolve_name
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.registry import COMMANDS
 from lightning_trainer.internals import option_names
+from lightning_trainer.session.imports import refused_import
 from lightning_trainer.start.refusal import Refusal
+
+# No setting may name what Python itself has for starting programs and running code: `os.system`.
+set_parsing_settings(import_path_denylist=[])
+
+# Name, type, default and help of the options of a session.
+SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("tag", str, "run", "Name of the experiment."),
+    ("output_path", str, "experiments", "Folder that holds the session folders."),
+    ("save_minutes", float, 10.0, "Write last.ckpt at least this often, in minutes."),
+    (
+        *("on_non_finite", Literal["stop", "skip"], "stop"),
+        "When the loss is no number: end the run, or go back to last.ckpt and go on.",
+    ),
+    (
+        *("matmul_precision", Literal["highest", "high", "medium"] | None, None),
+        "Of float32 matrix products: high and medium use a GPU's tensor cores. null: torch's own.",
+    ),
+    (
+        *("timeout_minutes", PositiveFloat, 30.0),
+        "How long processes wait for one that does not start or answer.",
+    ),
+)
 
 _OWN_OPTIONS = """
 The options of a project's own classes:
@@ -45,6 +69,8 @@ class SessionParser(LightningArgumentParser):
         """Prints the message and exits with code 2."""
         if not self.exit_on_error:  # an inner parser, for one of several types
             super().error(message, ex)
+        if reason := refused_import():  # jsonargparse hides it where an argument has several types
+            message, ex = reason, None
         refusal = Refusal.read(message, ex)
         program = self.prog.replace(" [options]", "")
         sys.stderr.write(

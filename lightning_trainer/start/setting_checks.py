@@ -1,17 +1,20 @@
 """Refuses settings that can't work before a session folder is made."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import Namespace
 
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.folder import check_tag
-from lightning_trainer.session.secrets import check_complete
+from lightning_trainer.session.secrets import check_complete, hide
 from lightning_trainer.start.finders import check_finders
 from lightning_trainer.start.parser import check_nulls
 
 
-def check_settings(config: Any, command: str, restart: Restart | None) -> None:
+def check_settings(
+    config: Any, command: str, restart: Restart | None, secrets: Sequence[str] = ()
+) -> None:
     """Checks the parsed settings (`config`) of a command ("fit", "test", ...).
 
     Raises:
@@ -23,6 +26,9 @@ def check_settings(config: Any, command: str, restart: Restart | None) -> None:
     if not isinstance(config.trainer, Namespace):
         raise ValueError(f"`trainer` is {config.trainer!r}: it must be a group of settings")
     check_complete(config.as_dict())
+    for name in ("tag", "output_path"):
+        if hide(config[name], secrets) != config[name]:
+            raise ValueError(f"`{name}` has a secret in it, which paths would show: give another")
     for name, value in vars(config.trainer).items():
         if value != value:
             raise ValueError(f"`trainer.{name}` is {value}: give a number, or null for none")

@@ -46,6 +46,7 @@ def run_state(
         config.save_minutes,
         config.on_non_finite,
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,
+        is_guest=is_guest,
         is_sessions_own=not is_guest and request.records,
         restored_iteration=restart.iteration if restart else 0,
         processes=Processes(timedelta(minutes=config.timeout_minutes)),
@@ -69,8 +70,7 @@ def trainer_arguments(
     if trainer.devices == "auto" and trainer.num_nodes == 1:
         arguments |= layout()
     if trainer.strategy == "auto" and n_processes(request.settings["trainer"]) > 1:
-        timeout = timedelta(minutes=config.timeout_minutes)
-        arguments["strategy"] = DDPStrategy(gradient_as_bucket_view=True, timeout=timeout)
+        arguments["strategy"] = DDPStrategy(gradient_as_bucket_view=True)
     if trainer.profiler is None:
         arguments["profiler"] = without_profiler()
     if trainer.deterministic:
@@ -104,7 +104,8 @@ def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:
     if is_guest:
         return [DummyLogger()]
     purge_step = run.restored_iteration + 1 if request.continued else None
-    return [SessionTensorBoard(run.session, purge_step), MetricsFile(run.session, purge_step)]
+    given = (run.session, purge_step, run.secrets)
+    return [SessionTensorBoard(*given), MetricsFile(*given)]
 
 
 def _as_list(value: Any) -> list[Any]:

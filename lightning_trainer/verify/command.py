@@ -10,10 +10,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lightning_trainer.commands.options import CommandLine, CommandParser
+from lightning_trainer.session.secrets import hide, secret_texts
+from lightning_trainer.session.settings import read_yaml
 from lightning_trainer.verify.comparison import Comparison, compare_bitwise, read_trail, shorten
 from lightning_trainer.verify.kills import Run, draw_moments
 
@@ -101,7 +104,7 @@ def verify(argv: list[str]) -> int:
         parser.error("`verify` takes no `--ckpt_path`: it makes sessions of its own, leave it out")
     if not argv:
         parser.error("`verify` needs to know the project: give `--config FILE`")
-    folder = Path(tempfile.mkdtemp(prefix="verify_"))
+    folder, secrets = Path(tempfile.mkdtemp(prefix="verify_")), _secrets(argv)
     code = 1
     try:
         with _end_by_signals():
@@ -110,18 +113,31 @@ def verify(argv: list[str]) -> int:
         code = 2
         raise
     except subprocess.CalledProcessError as ex:
-        print(ex.output, file=sys.stderr)
+        print(hide(ex.output, secrets), file=sys.stderr)
         code = 2 if (ex.cmd, ex.returncode) == ("fit", 2) else 1  # refused its options
         if code == 1:
             print(f"error: `{ex.cmd}` ended with exit code {ex.returncode}", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has ended
+        code = 128 + signal.SIGPIPE
     except KeyboardInterrupt as ex:
         code = 128 + (ex.args[0] if ex.args else signal.SIGINT)
     finally:
         if code == 1:
+            for path in folder.glob("*/output.txt"):
+                shown = hide(path.read_text("utf-8", "surrogateescape"), secrets)
+                path.write_text(shown, "utf-8", "surrogateescape")
             print(f"Kept, with all that the runs printed: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)  # killed processes may still be ending
     return code
+
+
+def _secrets(argv: list[str]) -> list[str]:
+    """The secrets of the options and config files, which `fit` will read."""
+    line = CommandLine.read(argv)
+    options = [{name: value} for name, value in pairwise(line.others) if "=" not in name]
+    options += [{name: value} for name, _, value in (word.partition("=") for word in line.others)]
+    return secret_texts([*options, *(read_yaml(Path(name)) for name in line.configs)])
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def parse_trail(text: str) -> list[Line]:
 
 def read_trail(path: Path) -> list[Line]:
     """All lines of a file; empty if there is no file."""
-    return parse_trail(path.read_text()) if path.exists() else []
+    return parse_trail(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def first_difference(expected: list[Line], got: list[Line], rank: int = 0) -> Difference | None:

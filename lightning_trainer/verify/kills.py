@@ -14,6 +14,8 @@ from pathlib import Path
 
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.environment import program
+from lightning_trainer.session.folder import Session
+from lightning_trainer.session.secrets import hidden_options
 from lightning_trainer.verify.comparison import Line, parse_trail, read_printed, read_trail
 
 _POLL_S = 0.002  # an iteration may take no more than a few of these
@@ -110,7 +112,9 @@ class Run:
 
     @contextlib.contextmanager
     def _start(self) -> Iterator["subprocess.Popen[bytes]"]:
-        options = ["--ckpt_path", str(self.session)] if self.kills else self._options
+        options = self._options
+        if self.kills:
+            options = ["--ckpt_path", str(self.session), *self._secrets()]
         with self._output.open("ab") as file:
             process = subprocess.Popen(
                 [sys.executable, *program(), "fit", *options],
@@ -123,6 +127,14 @@ class Run:
             yield process
         finally:
             _kill(process)
+
+    def _secrets(self) -> Iterator[str]:
+        """The options that the session does not store and that have to be given again."""
+        hidden = hidden_options(Session(self.session).read_config())
+        for word, following in pairwise([*self._options, ""]):
+            name, equals, _ = word.replace(".init_args.", ".").partition("=")
+            if any(f"--{option}.".startswith(f"{name}.") for option in hidden):
+                yield from [word] if equals else [word, following]
 
     def _kill_at(self, moment: Moment, process: "subprocess.Popen[bytes]") -> bool:
         """Kills the process at a moment; returns False if it ended before."""
@@ -159,7 +171,7 @@ class Run:
             subprocess.CalledProcessError: If the run fails; has the end of its printed output.
         """
         if code := process.wait():
-            lines = self._output.read_text(errors="replace").splitlines()
+            lines = self._output.read_text(encoding="utf-8", errors="replace").splitlines()
             tail = "\n".join(lines[-_TAIL_LINES:])
             command = f"fit --ckpt_path {self.session}" if self.kills else "fit"
             raise subprocess.CalledProcessError(code, command, tail)

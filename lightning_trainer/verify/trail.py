@@ -101,7 +101,9 @@ def _append(trainer: pl.Trainer, event: str, iteration: int, **values: Any) -> N
     path = Path(trainer.default_root_dir, f"trail_rank{trainer.global_rank}.jsonl")
     # A kill may have left half a line, so the first line of a start begins with an empty one.
     before = "\n" if event == "start" else ""
-    with path.open("a") as file:  # closing hands the line to the kernel: a kill can't lose it
+    with path.open(
+        "a", encoding="utf-8"
+    ) as file:  # closing hands the line to the kernel: a kill can't lose it
         file.write(f"{before}{json.dumps(line)}\n")
 
 

@@ -2,11 +2,13 @@
 
 import collections
 import enum
+import errno
 import itertools
 import multiprocessing
 import os
 import random
 import resource
+import stat
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from lightning_trainer.checkpoints import files as checkpoint_io
+from lightning_trainer.checkpoints import names
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO, replace
 from lightning_trainer.session.checkpoint_header import find_fault
 
@@ -203,3 +206,83 @@ def test_what_could_not_be_loaded_again_is_named_at_the_first_write(io, tmp_path
         io.save_checkpoint({"epoch": 0, "hyper_parameters": {"a": 1, "b": [2, value]}}, path)
     assert f"a checkpoint with `hyper_parameters.b[1]`, a {kind}, could not" in str(caught.value)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EIO])
+def test_a_disk_that_can_not_flush_folders_is_written_to(io, target, monkeypatch, error):
+    refuse_to_flush(monkeypatch, error, lambda mode: stat.S_ISDIR(mode))
+    io.save_checkpoint(NEW, target)
+    assert torch.equal(torch.load(target)["w"], NEW["w"])
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_a_disk_that_can_flush_nothing_is_written_to(io, target, monkeypatch, error):
+    refuse_to_flush(monkeypatch, error, lambda mode: True)
+    io.save_checkpoint(NEW, target)
+    assert torch.equal(torch.load(target)["w"], NEW["w"])
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_a_disk_fails_to_flush_does_not_replace_the_old_one(
+    io, target, monkeypatch, error
+):
+    refuse_to_flush(monkeypatch, error, lambda mode: stat.S_ISREG(mode))
+    with pytest.raises(OSError) as raised:
+        io.save_checkpoint(NEW, target)
+    assert (raised.value.errno, raised.value.filename) == (error, str(target))
+    assert_is_old_and_alone(target)
+
+
+def refuse_to_flush(monkeypatch, error: int, refuses) -> None:
+    real = os.fsync
+
+    def fsync(descriptor):
+        if refuses(os.fstat(descriptor).st_mode):
+            raise OSError(error, os.strerror(error))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_disk_that_can_not_map_files_is_written_to(tmp_path, monkeypatch):
+    real = torch.load
+
+    def load(*args, mmap=False, **kwargs):
+        if mmap:
+            raise RuntimeError("unable to mmap 200 bytes: No such device (19)")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load)
+    AtomicCheckpointIO().save_checkpoint(NEW, tmp_path / "a.ckpt")
+    with pytest.raises(TypeError, match="a checkpoint with `o`, a object, could not"):
+        AtomicCheckpointIO().save_checkpoint({"o": object()}, tmp_path / "b.ckpt")
+
+
+def test_the_reason_of_the_disk_is_told_and_not_torchs(io, target, monkeypatch):
+    def refuse(self, data):
+        self.error = OSError(errno.EIO, "Input/output error")
+        raise self.error
+
+    monkeypatch.setattr(checkpoint_io._Noting, "write", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        io.save_checkpoint(NEW, target)
+    assert_is_old_and_alone(target)
+
+
+def test_a_copy_in_place_of_a_link_is_flushed_and_leaves_nothing_where_it_fails(
+    target, monkeypatch
+):
+    flushed = []
+    monkeypatch.setattr(names, "flush_to_disk", lambda fd: flushed.append(os.fstat(fd).st_ino))
+    monkeypatch.setattr(os, "link", fail)
+    best = target.with_name("best.ckpt")
+    names.give_second_name(target, best)
+    assert flushed[0] == best.stat().st_ino != target.stat().st_ino
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):
+        names.give_second_name(target, best)
+    assert sorted(os.listdir(target.parent)) == ["best.ckpt", "last.ckpt"]
+
+
+def fail(*args: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")

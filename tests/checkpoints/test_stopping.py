@@ -245,6 +245,38 @@ def test_a_signal_in_an_evaluation_ends_it(run, config, sessions, monkeypatch, c
     assert "Traceback" not in out + err
 
 
+def ignore(number: int, request: pytest.FixtureRequest) -> None:
+    """As `nohup` starts a program, and a shell script one in its background."""
+    before = signal.signal(number, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(number, before))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(run, config, send, request, number):
+    ignore(number, request)
+    send(in_iteration(7), number)
+    code, out, err = run("fit", "--config", config, "--trainer.max_steps=8")
+    assert code == 0, err
+    assert "Finished at iteration 8\n" in out
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("command", ["test", "validate", "predict"])
+def test_an_evaluation_goes_on_at_a_sigterm_that_was_ignored(
+    run, half, monkeypatch, request, command
+):
+    ignore(signal.SIGTERM, request)
+    original = TinyModule.forward_model
+
+    def interrupted(self, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    monkeypatch.setattr(TinyModule, "forward_model", interrupted)
+    code, _, err = run(command, "--ckpt_path", half)
+    assert code == 0, err
+
+
 @pytest.mark.parametrize(
     "number",
     [
@@ -313,6 +345,29 @@ def test_a_job_that_is_told_of_its_end_is_queued_again_and_goes_on_bitwise(
     assert (code, err) == (0, "")
     assert "nothing left to do" in out
     assert len(sessions()) == 1
+
+
+def test_of_several_sessions_of_a_job_the_one_that_has_come_furthest_goes_on(
+    run, config, sessions, send, slurm, monkeypatch
+):
+    send(in_iteration(7), signal.SIGUSR1)
+    assert run("fit", "--config", config)[0] == 128 + signal.SIGUSR1
+    [furthest] = sessions()
+    nearer, empty = (furthest.with_name(f"{furthest.name}_{n}") for n in (2, 3))
+    send(in_iteration(3), signal.SIGUSR1)
+    assert run("fit", "--config", config)[0] == 128 + signal.SIGUSR1
+    next(path for path in sessions() if path != furthest).rename(nearer)
+    shutil.copytree(furthest, empty, ignore=shutil.ignore_patterns("checkpoints"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code, out, err = run(
+        "fit",
+        "--config",
+        config,
+    )
+    assert code == 0, err
+    assert out.startswith(f"Going on with {furthest} after iteration 7\n")
+    assert {*sessions()} == {furthest, nearer, empty}
+    assert "nothing left to do" in run("fit", "--config", config)[1]
 
 
 def test_a_job_that_is_queued_again_before_it_had_a_session_starts_one(

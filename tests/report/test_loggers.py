@@ -133,6 +133,22 @@ def test_lightnings_count_of_steps_is_an_iteration_and_any_other_step_stays(tmp_
     assert (tmp_path / "metrics.csv").read_text() == "step,a,b,c\n24,1.0,,\n25,,2.0,3.0\n"
 
 
+def test_texts_and_names_have_no_secrets(tmp_path):
+    known, text = ["hunter2-or-so"], "with hunter2-or-so and password=abcdef"
+    board = SessionTensorBoard(Session(tmp_path), None, known)
+    file = MetricsFile(Session(tmp_path), None, known)
+    board.experiment.add_text("a text", text)
+    board.log_hyperparams({"note": text, "renamed": "hunter2-or-so", "a": 1})
+    for logger in (board, file):
+        logger.log_metrics({"loss/hunter2-or-so": 1.0, "b": 2.0}, step=3)
+    board.finalize("success")
+    assert read_events(tmp_path) == {"loss/***": [(3, 1.0)], "b": [(3, 2.0)]}
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss/***,b\n3,1.0,2.0\n"
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"with *** and password=***" in content
+    assert not any(secret in content for secret in (b"hunter2", b"abcdef"))
+
+
 def test_a_point_that_is_there_is_not_written_again(tmp_path):
     first, file = SessionTensorBoard(Session(tmp_path)), MetricsFile(Session(tmp_path))
     for logger in (first, file):

@@ -246,8 +246,38 @@ def test_large_untracked_and_ignored_files_are_not_in_the_patch(code):
     assert "+ignored" not in patch
 
 
+GROUP = """secrets:
+  db: abc
+  more: [a]
+data:
+  passwords:
+  - abc
+  - def
+  width: 3
+"""
+
+
+def test_a_patch_has_stars_for_secrets_in_settings_and_in_code(code):
+    (code / "mine.yaml").write_text("password: abc def\nlearning_rate: 0.1\n" + GROUP)
+    (code / "mine.py").write_text("password = 'abc'\nlog_in(password, token=token2)\n")
+    key = "-----BEGIN PRIVATE KEY-----\nMIIE\nAAA=\n-----END PRIVATE KEY-----\n"
+    (code / "key").write_text(key)
+    (code / "store.bin").write_bytes(b"\0\1 hunter2-or-so \0")
+    (code / "other.bin").write_bytes(b"\0\1 nothing \0")
+    patch = uncommitted_changes(Path("sessions"), ["hunter2-or-so"])
+    assert "+password: ***\n+learning_rate: 0.1\n" in patch
+    assert "+secrets:\n+***\n+***\n+data:\n+  passwords:\n+***\n+***\n+  width: 3\n" in patch
+    assert "+password = '***'\n+log_in(password, token=token2)\n" in patch
+    assert "+-----BEGIN PRIVATE KEY-----\n+***\n+***\n+-----END PRIVATE KEY-----\n" in patch
+    assert "other.bin" in patch
+    assert "store.bin" not in patch
+
+
 def test_files_that_hold_secrets_as_a_rule_are_not_in_the_patch(code):
     private = [".env", ".env.local", "a.pem", "deep/er/b.key", "id_rsa.old", ".netrc", "deep/.ENV"]
+    private += ["id_ed25519", "deploy_ed25519", ".envrc", "prod.env", ".git-credentials", ".pgpass"]
+    private += [".npmrc", ".pypirc", "deep/kaggle.json", "secrets.yaml", "my-secrets.json", "a.p12"]
+    private += ["my_credentials.json", "my_service-account.json", "a.tfvars", ".bash_history"]
     (code / "deep" / "er").mkdir(parents=True)
     for name in [*private, "credentials.json"]:
         (code / name).write_text("private = 1\n")
@@ -259,7 +289,15 @@ def test_files_that_hold_secrets_as_a_rule_are_not_in_the_patch(code):
     (code / "credentials.json").write_text("private = 2\n")
     (code / ".netrc").unlink()
     assert uncommitted_changes(sessions) == ""  # as tracked ones
-    others = ["env.py", "a.env", "pem", "key.py", "my_credentials.json", "deep/environment.py"]
+    others = [
+        "env.py",
+        "pem",
+        "key.py",
+        "deep/environment.py",
+        "secrets.py",
+        "tokens.py",
+        "ids.txt",
+    ]
     for name in others:
         (code / name).write_text("public = 1\n")
     patch = uncommitted_changes(sessions)

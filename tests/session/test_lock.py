@@ -103,7 +103,9 @@ def test_a_run_that_has_ended_between_the_reading_and_the_lock_is_not_overwritte
     }
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM]
+)
 def test_a_file_system_without_locks_is_told_of_and_used(
     run, config, sessions, monkeypatch, number
 ):

@@ -182,3 +182,37 @@ def test_the_newest_numbers_are_found_at_the_end_of_a_long_file(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,a\n" + "".join(f"{n},{n / 2}\n" for n in range(20_000)))
     assert MetricsReader(path).newest("a") == (19_999, 9_999.5)
+
+
+def test_a_deleted_or_renamed_file_is_written_again_with_its_rows(writer):
+    for step in (1, 2):
+        writer.add(step, {"a": float(step)})
+    writer.path.unlink()
+    writer.add(2, {"a": 2.5})
+    assert lines(writer) == ["step,a", "1,1.0", "2,2.5"]
+    writer.path.rename(writer.path.with_name("mine.csv"))
+    writer.add(3, {"a": 3.0})
+    assert lines(writer) == ["step,a", "1,1.0", "2,2.5", "3,3.0"]
+
+
+def test_rows_of_a_file_that_was_changed_meanwhile_stay(writer):
+    for step in (1, 2):
+        writer.add(step, {"a": float(step)})
+    writer.path.write_text("step,a\n1,1.0\n2,2.0\n")  # as an editor saves it
+    with writer.path.open("a") as file:
+        file.write("2,22.0\n")
+    writer.add(2, {"a": 2.5})
+    assert lines(writer) == ["step,a", "1,1.0", "2,2.0", "2,2.5"]
+
+
+def test_rows_that_a_checkpoint_has_kept_are_completed_once(writer):
+    writer.add(1, {"a": 1.0})
+    writer.add(2, {"a": 2.0})
+    writer.add(3, {"a": 9.0})
+    again = MetricsWriter(writer.path, purge_step=3)
+    kept = [{"step": "1", "a": 1.0}, {"step": "2", "a": 2.0, "b": 0.5}]
+    again.complete(kept)
+    assert lines(again) == ["step,a,b", "1,1.0,", "2,2.0,0.5"]
+    again.complete(kept)
+    again.add(3, {"a": 3.0})
+    assert lines(again) == ["step,a,b", "1,1.0,", "2,2.0,0.5", "3,3.0,"]

@@ -111,7 +111,10 @@ def test_iterations_are_those_done_even_where_the_checkpoint_is_older(tmp_path):
     assert iteration(2, checkpoint=make_checkpoint(20), run={"iteration": 37}) == 37
     # A test is logged at the iteration of the best checkpoint, after all others.
     assert iteration(3, rows=[*scores(0.5, 0.6), {"step": 10, "test/accuracy": 0.4}]) == 20
-    assert iteration(4, checkpoint=make_checkpoint(20), run={"iteration": 10}) == 20
+    assert (
+        iteration(4, checkpoint=make_checkpoint(20), run={"iteration": 10, "state": "running"})
+        == 20
+    )
     assert iteration(5) is None
 
 

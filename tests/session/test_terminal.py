@@ -18,6 +18,7 @@ from typing import IO
 import pytest
 
 from lightning_trainer.session import terminal
+from lightning_trainer.session.secret_forms import known_forms
 from lightning_trainer.session.terminal import TerminalLog
 
 # The file alone, because the package around it takes seconds to import.
@@ -97,6 +98,27 @@ def filed(data: bytes, log: Path) -> bytes:
         os.write(1, data)
     return log.read_bytes()
 
+
+# The processes of the helper: the one that watches, and the one that copies.
+HELPERS = """
+def pids():
+    watching = log._helper.pid
+    with open(f"/proc/{watching}/task/{watching}/children") as file:
+        return [watching, *map(int, file.read().split())]
+
+def kill(places, number):
+    for pid in [pids()[place] for place in places]:
+        os.kill(pid, number)
+        while number == signal.SIGKILL and state(pid) not in "ZX":
+            time.sleep(0.001)
+
+def state(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(") ")[2][0]
+    except OSError:
+        return "X"
+"""
 
 # What is caught
 
@@ -373,8 +395,39 @@ def test_start_and_stop_are_quick(tmp_path: Path) -> None:
 def test_a_full_disk_does_not_stop_the_run() -> None:
     script = "log.start()\nfor number in range(100_000): print(number)"
     status, stdout, stderr = run(script, "/dev/full")
-    assert (status, stderr) == (0, b"")
+    assert (status, stderr.decode().strip()) == (
+        0,
+        "error: /dev/full can't be written to: No space left on device. The run goes on; lines are "
+        "missing there until there is room",
+    )
     assert stdout.decode() == "".join(f"{number}\n" for number in range(100_000))
+
+
+def test_what_a_full_disk_has_kept_from_the_file_is_told_there_once_there_is_room(
+    tmp_path: Path,
+) -> None:
+    script = """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+def wait_for(text):
+    while text not in open(sys.argv[1]).read():
+        time.sleep(0.01)
+log.start()
+print("first")
+wait_for("first")
+for text in ("second", "third"):
+    print(text)
+    time.sleep(0.3)
+for pid in pids():
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (10**6, resource.RLIM_INFINITY))
+print("fourth")
+"""
+    status, stdout, stderr = run(HELPERS + script, tmp_path / "log.txt")
+    assert (status, stdout) == (0, b"first\nsecond\nthird\nfourth\n")
+    assert stderr.count(b"can't be written to: File too large") == 1
+    assert (tmp_path / "log.txt").read_text() == (
+        "first\nseco\n[9 bytes are missing here: the file could not be written to]\nfourth\n"
+    )
 
 
 def test_the_file_goes_on_when_the_terminal_has_gone(tmp_path: Path) -> None:
@@ -438,9 +491,170 @@ assert os.listdir("/proc/self/fd") == before
     assert b"`TerminalLog` ended with status 1" in stdout
 
 
+# The helper is killed, stopped or hindered
+
+
+@pytest.mark.parametrize("in_terminal", [False, True])
+@pytest.mark.parametrize(("places", "told"), [((1,), 1), ((0,), 0), ((0, 1), 1)], ids=str)
+def test_a_helper_that_is_killed_loses_nothing_and_is_replaced(
+    tmp_path: Path, places: tuple[int, ...], told: int, in_terminal: bool
+) -> None:
+    script = f"""
+log.start()
+print("before")
+time.sleep(0.2)
+kill({places}, signal.SIGKILL)
+for number in range(20_000):
+    print(number)
+subprocess.run(["sh", "-c", "echo child"])
+"""
+    log = tmp_path / "log.txt"
+    if in_terminal:
+        status, shown = run_in_terminal(HELPERS + script, log)
+    else:
+        status, shown, _ = run(HELPERS + script, log, together=True)
+    expected = ["before", *map(str, range(20_000)), "child"]
+    for text in (shown.decode(), log.read_text()):
+        lines = text.replace("\r", "").splitlines()
+        messages = [line for line in lines if "has ended (-9): another one goes on" in line]
+        assert [line for line in lines if line and line not in messages] == expected
+        assert len(messages) == told
+    assert status == 0
+
+
+@pytest.mark.parametrize("places", [(1,), (0,), (0, 1)], ids=str)
+def test_a_helper_that_is_stopped_goes_on(tmp_path: Path, places: tuple[int, ...]) -> None:
+    script = f"""
+log.start()
+kill({places}, signal.SIGSTOP)
+for number in range(40_000):
+    print(number)
+"""
+    status, shown, _ = run(HELPERS + script, tmp_path / "log.txt", together=True)
+    assert status == 0
+    assert shown.decode() == "".join(f"{number}\n" for number in range(40_000))
+    assert (tmp_path / "log.txt").read_bytes() == shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_c_code_that_holds_the_gil_does_not_hang_where_the_helper_is_hindered(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script = f"""
+log.start()
+data = b"line of text\\n" * 25_000
+write = ctypes.PyDLL(None).write
+os.kill(pids()[1], {int(number)})
+write(1, data, len(data))
+"""
+    status, shown, _ = run(HELPERS + script, tmp_path / "log.txt")
+    assert status == 0
+    assert shown == b"line of text\n" * 25_000
+
+
+def test_a_helper_that_gets_little_time_slows_down_only(tmp_path: Path) -> None:
+    script = """
+log.start()
+for pid in pids():
+    os.setpriority(os.PRIO_PROCESS, pid, 19)
+for number in range(40_000):
+    print(number)
+"""
+    _, shown, _ = run(HELPERS + script, tmp_path / "log.txt")
+    assert shown == (tmp_path / "log.txt").read_bytes()
+    assert shown.decode() == "".join(f"{number}\n" for number in range(40_000))
+
+
+def test_a_run_without_free_descriptors_keeps_its_log_and_the_helper_killed_its_lines(
+    tmp_path: Path,
+) -> None:
+    script = """
+log.start()
+both = pids()
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+for pid in both:
+    os.kill(pid, signal.SIGKILL)
+for number in range(20_000):
+    print(number)
+"""
+    status, shown, _ = run(HELPERS + script, tmp_path / "log.txt")
+    assert status == 0
+    assert shown.decode() == "".join(f"{number}\n" for number in range(20_000))
+    assert shown.decode() in (tmp_path / "log.txt").read_text()
+
+
+def test_where_no_log_can_be_started_nothing_has_changed(tmp_path: Path) -> None:
+    script = """
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+for number in range(3, 20):
+    before = os.listdir("/proc/self/fd")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
+    try:
+        with log:
+            started = True
+    except OSError as error:
+        started = False
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert os.listdir("/proc/self/fd") == before, (number, before)
+assert started
+print("after")
+"""
+    status, shown, _ = run(script, tmp_path / "log.txt")
+    assert (status, shown) == (0, b"after\n")
+
+
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TerminalLog(tmp_path / "none" / "log.txt").start()
+
+
+# Secrets
+
+KEY = f"-----BEGIN PRIVATE KEY-----\n{'MIIEvQIBADAN' * 5}\nkiG9w0B=\n-----END PRIVATE KEY-----\n"
+
+
+def filed_in_parts(parts: list[bytes], log: Path, secrets: list[str]) -> str:
+    with TerminalLog(log, known_forms(secrets)):
+        for part in parts:
+            os.write(1, part)
+            time.sleep(0.05)  # the helper reads each for itself
+    return log.read_text()
+
+
+def test_a_secret_is_hidden_in_the_file_and_shown_on_the_terminal(tmp_path, capfd) -> None:
+    parts = [b"with hunt", b"er2-or-so: ", b"ok\n", b"password=abc", b"defgh\n", b"loss 0.5\n"]
+    text = filed_in_parts(parts, tmp_path / "log.txt", ["hunter2-or-so"])
+    assert text == "with ***: ok\npassword=***\nloss 0.5\n"
+    assert capfd.readouterr().out == b"".join(parts).decode()
+
+
+def test_a_key_that_comes_in_parts_is_hidden_and_what_follows_is_not(tmp_path: Path) -> None:
+    parts = [line.encode() for line in KEY.splitlines(keepends=True)] + [b"Done.\n", b"done\n"]
+    text = filed_in_parts(parts, tmp_path / "log.txt", [])
+    begin, end = KEY.splitlines()[0], KEY.splitlines()[-1]
+    assert text == f"{begin}\n***\n***\n{end}\nDone.\ndone\n"
+
+
+def test_a_key_without_an_end_hides_no_more_than_its_lines(tmp_path: Path) -> None:
+    parts = [b"-----BEGIN PRIVATE KEY-----\nMIIE\n", b"0004/10 | loss: 0.5\n", b"done\n"]
+    text = filed_in_parts(parts, tmp_path / "log.txt", [])
+    assert text == "-----BEGIN PRIVATE KEY-----\n***\n0004/10 | loss: 0.5\ndone\n"
+
+
+def test_the_helpers_command_line_does_not_show_a_secret(tmp_path: Path) -> None:
+    with TerminalLog(tmp_path / "log.txt", known_forms(["hunter2-or-so"])) as log:
+        assert log._helper is not None
+        assert b"hunter2" not in Path(f"/proc/{log._helper.pid}/cmdline").read_bytes()
+
+
+def test_binary_output_with_secrets_stays_in_order(tmp_path: Path, capfd) -> None:
+    log = tmp_path / "log.txt"
+    blocks = [bytes([n]) * 20 for n in range(128, 256)] * 20
+    with TerminalLog(log, known_forms(["hunter2-or-so"])):
+        for block in blocks:
+            os.write(1, block + b" hunter2-or-so\n")
+    assert len(capfd.readouterr().out) > len(blocks) * 20
+    assert log.read_bytes() == b"".join(block + b" ***\n" for block in blocks)
 
 
 # The file
@@ -520,9 +734,12 @@ def test_a_line_without_end_is_bounded_in_memory(tmp_path: Path, piece: bytes) -
         for _ in range(16):
             os.write(1, piece * (2**20 // len(piece)))
         assert log._helper
-        status = Path(f"/proc/{log._helper.pid}/status").read_text()
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert peak and int(peak[1]) < 30_000
+        watching = log._helper.pid
+        copying = Path(f"/proc/{watching}/task/{watching}/children").read_text().split()
+        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in (watching, *copying)]
+    peaks = [re.search(r"VmHWM:\s+(\d+) kB", status) for status in statuses]
+    assert len(peaks) == 2
+    assert all(peak and int(peak[1]) < 30_000 for peak in peaks)
     if b"\r" in piece:
         assert (tmp_path / "log.txt").read_bytes() == piece[1:] + b"\n"
     else:

@@ -67,6 +67,12 @@ def test_the_process_that_failed_first_is_shown_last_by_the_first_process(capsys
     assert (tmp_path / "failure.txt").read_text() == first
 
 
+def test_the_file_for_the_other_processes_has_no_secret(capsys, tmp_path):
+    text = shown(capsys, raised(KeyError("a hunter2-or-so")), tmp_path, Two(1), ["hunter2-or-so"])
+    assert "KeyError: 'a ***'" in text
+    assert (tmp_path / "failure.txt").read_text() == text
+
+
 def test_another_process_leaves_the_telling_to_the_first(capsys, tmp_path):
     shown(capsys, raised(KeyError("boom")), tmp_path, Two(0))
     lost = RuntimeError("Connection closed by peer [127.0.0.1]:1")

@@ -189,26 +189,111 @@ def test_a_new_session_does_not_take_over_the_best_score_of_the_one_it_starts_fr
     assert f" at iteration {best}\n" in out
 
 
-@pytest.mark.parametrize("text", ["", "tag: ["])
-def test_a_session_whose_config_is_damaged_goes_on_by_that_in_the_checkpoint(run, half, text):
+def told(out: str) -> list[str]:
+    """What differs from the first start, without what the machine adds."""
+    block = out.partition("What differs from before:\n")[2]
+    lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
+    return [line for line in lines if not line.startswith(("git_", "uncommitted"))]
+
+
+def test_what_differs_is_told_from_the_first_start_also_if_config_yaml_was_edited(run, half):
+    def edit(old: str, new: str) -> None:
+        text = (half / "config.yaml").read_text()
+        assert old in text
+        (half / "config.yaml").write_text(text.replace(old, new))
+
+    def go_on(*options: str) -> list[str]:
+        code, out, err = run("fit", "--ckpt_path", half, *options)
+        assert (code, err) == (0, "")
+        return told(out)
+
+    edit("max_steps: 11", "max_steps: 12")
+    assert go_on() == ["trainer.max_steps: 11 -> 12"]
+    more = "trainer.max_steps: 11 -> 13"
+    assert go_on("--trainer.max_steps=13") == [more]
+    edit("learning_rate: 0.01", "learning_rate: 0.02")
+    edit("max_steps: 13", "max_steps: 14")
+    rate = "model.init_args.learning_rate: 0.01 -> 0.02"
+    assert go_on()[:2] == [more.replace("13", "14"), rate]
+    kept = [settings(half, f"config_{n}.yaml") for n in (1, 2, 3)]
+    assert [each["trainer"]["max_steps"] for each in kept] == [11, 12, 13]
+    assert not (half / "config_4.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"tag: [", b"- 1\n", b"hello", bytes(range(256)), b"\xff\xfe\0", None]
+)
+def test_a_session_whose_config_is_damaged_goes_on_by_that_in_the_checkpoint(run, half, content):
     before = (half / "config.yaml").read_text()
-    (half / "config.yaml").write_text(text)
+    (half / "config.yaml").unlink()
+    if content is not None:
+        (half / "config.yaml").write_bytes(content)
     code, _, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", "12")
-    assert code == 0, err
+    assert code == 0
+    assert err == (
+        f"{half}/config.yaml is gone, empty or damaged: the settings in "
+        f"{half}/checkpoints/last.ckpt are taken\n"
+    )
     after = (half / "config.yaml").read_text()
     assert after == before.replace(
         f"max_steps: {yaml.safe_load(before)['trainer']['max_steps']}", "max_steps: 12"
     )
 
 
-@pytest.mark.parametrize("text", [None, "", "host: ["])
-def test_a_session_whose_environment_is_gone_or_damaged_goes_on(run, half, text):
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"host: [", b"- 1\n", bytes(range(256)), b"restarts: hello", b"restarts: [1]"],
+)
+def test_a_session_whose_environment_is_gone_or_damaged_goes_on(run, half, content):
     (half / "environment.yaml").unlink()
-    if text is not None:
-        (half / "environment.yaml").write_text(text)
-    code, _, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", "12")
+    if content is not None:
+        (half / "environment.yaml").write_bytes(content)
+    code, out, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", "12")
     assert code == 0, err
     assert "python" in (half / "environment.yaml").read_text()
+    if content is not None:
+        damaged = f"{half}/environment.yaml is damaged: kept as environment_1.yaml and written anew"
+        assert damaged in told(out)
+        assert (half / "environment_1.yaml").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", bytes(range(256)), b"[" * 5000])
+def test_a_session_whose_run_json_is_damaged_goes_on_and_says_so(run, half, content):
+    (half / "run.json").write_bytes(content)
+    code, out, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", "12")
+    assert (code, err) == (0, "")
+    assert f"{half}/run.json is damaged: written anew" in told(out)
+
+
+FILES = (
+    "config.yaml",
+    "environment.yaml",
+    "log.txt",
+    "metrics.csv",
+    "run.json",
+    "failure.txt",
+    ".lock",
+)
+
+
+@pytest.mark.parametrize("name", [*FILES, "checkpoints"])
+def test_a_folder_in_the_place_of_a_file_is_one_message_and_changes_nothing(run, half, name):
+    path = half / name
+    if name == "checkpoints":
+        shutil.rmtree(path)
+        path.write_text("hello")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        (path / "inside").write_text("hello")
+    before = contents(half)
+    code, out, err = run("fit", "--ckpt_path", half, "--trainer.max_steps", "12")
+    assert (code, out) == (2, "")
+    reason = f"{path} is no file, and the run writes one there: move it away"
+    if name == "checkpoints":
+        reason = f"{half} has no checkpoint to use"
+    assert err.startswith(f"error: {reason}")
+    assert contents(half) == before
 
 
 @pytest.mark.parametrize("text", [None, "", "step,train/loss\n", "step,train/lo"])

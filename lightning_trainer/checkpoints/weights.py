@@ -108,7 +108,8 @@ def _check(file: Path, path: str) -> None:
     if _is_sharded(file):
         raise ValueError(
             f"{begin} is a sharded checkpoint: make one file of it by `python -m "
-            "lightning.pytorch.utilities.consolidate_checkpoint FOLDER`, and give that"
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {file} weights.pt`, and give "
+            "that"
         )
     try:
         with open_file(file) as opened:

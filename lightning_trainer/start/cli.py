@@ -208,10 +208,10 @@ class SessionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""
         config = self.config_init[self.subcommand]
-        if self._searches:
-            arguments = search_arguments(config.trainer.callbacks, str(self.session.path))
-            return super().instantiate_trainer(**arguments, **kwargs)
         run = run_state(config, self.session, self.request, self.is_guest, self._stack)
+        if self._searches:
+            arguments = search_arguments(run, config.trainer.callbacks)
+            return super().instantiate_trainer(**arguments, **kwargs)
         own = trainer_arguments(config, run, self.request, self.is_guest)
         try:
             trainer = super().instantiate_trainer(**own, **kwargs)

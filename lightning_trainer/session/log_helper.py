@@ -111,7 +111,6 @@ class LogCopier:
                 "missing there until there is room"
             )
 
-
     def _open_again(self) -> None:
         """Makes the log again, which has been deleted, with all that it had.
 

@@ -1,0 +1,72 @@
+"""A loss that compares each sample with every other, or grows with the batch."""
+
+import warnings
+from collections.abc import Iterator
+
+from lightning_trainer.check.activation import LossGraph, loss_graph
+from lightning_trainer.check.findings import CannotCheck, Finding, certain
+from lightning_trainer.check.graphs import input_shapes, operation
+from lightning_trainer.check.project import Project
+from lightning_trainer.internals_of_graphs import result_shape
+
+_ELEMENTWISE = (
+    "Sub",
+    "Mul",
+    "Add",
+    "Div",
+    "Rsub",
+    "Expand",
+    "MseLoss",
+    "SmoothL1Loss",
+    "HuberLoss",
+)
+
+
+def find_broadcast(project: Project) -> Iterator[Finding]:
+    """Looks at the shapes in the graph of the loss, and at the loss of batches of two sizes."""
+    graph = loss_graph(project)
+    yield from _expanded(project, graph)
+    yield from _grows(project)
+
+
+def _expanded(project: Project, graph: LossGraph) -> Iterator[Finding]:
+    cause = "one of output and target is (B,), the other (B, 1): each is compared with every other"
+    remedy = "give both the same shape, e.g. by `output.squeeze(1)`"
+    for node in graph.after_output:
+        shape = result_shape(node)
+        if shape[:2] != (graph.size, graph.size) or operation(node) not in _ELEMENTWISE:
+            continue
+        flat = ((graph.size, 1), (graph.size,), (1, graph.size))
+        if found := [operand for operand in input_shapes(node) if operand in flat]:
+            evidence = f"the loss expands {found[0]} to {shape}, with {graph.size} samples"
+            yield certain("expanded", evidence, cause, remedy)
+            return
+    with warnings.catch_warnings(record=True) as caught, project.scratch():
+        warnings.simplefilter("always")
+        project.forward(project.batch())
+    for warning in caught:
+        text = str(warning.message).partition(". ")[0]
+        if "Using a target size" in text:
+            yield certain("expanded", f"torch says: {text}", cause, remedy)
+            return
+
+
+def _grows(project: Project) -> Iterator[Finding]:
+    if project.size("train") < 16:
+        raise CannotCheck("there are fewer than 16 training samples with an index")
+    with project.scratch():
+        losses = []
+        for size, skip in ((16, 0), (8, 0), (8, 8)):
+            batch = project.batch("train", size, skip)
+            _, loss = project.forward(batch, training=False, grad=False)
+            if loss is None:
+                raise CannotCheck("`forward_loss` has no loss in evaluation")
+            losses.append(loss.item())
+    whole, half = losses[0], sum(losses[1:]) / 2
+    if half and 1.9 < whole / half < 2.1:
+        yield certain(
+            "sum",
+            f"the loss of 16 samples is {whole:.4g}, of 8 of them {half:.4g}",
+            "it is a sum over the batch: the best learning rate depends on the batch's size",
+            'average over the batch, e.g. reduction="mean"',
+        )

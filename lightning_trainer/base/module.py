@@ -28,7 +28,7 @@ from lightning_trainer.base.hook_checks import (
 )
 from lightning_trainer.base.metrics import named_metrics, update_metrics
 from lightning_trainer.base.results import LogResults
-from lightning_trainer.internals import CURRENT_HOOK
+from lightning_trainer.internals_of_hooks import CURRENT_HOOK
 
 Batch = dict[str, Any]
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -11,7 +12,12 @@ _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _COLUMNS, _FEWEST_COLUMNS = 8, 3  # a title is about as wide as three
 
 
-def check_classified(reader: str, images: Any, labels: Any, output: Any, remedy: str) -> None:
+_REMEDY = "draw other things by a figure of your own"
+
+
+def check_classified(
+    reader: str, images: Any, labels: Any, output: Any, remedy: str = _REMEDY
+) -> None:
     """Refuses all but images, labels and logits of as many, in the name of their `reader`.
 
     Raises:
@@ -57,8 +63,7 @@ def draw_predictions(
     Raises:
         ValueError: If images, labels or output are something else.
     """
-    remedy = "draw other things by a figure of your own"
-    check_classified("draw_predictions", images, labels, output, remedy)
+    check_classified("draw_predictions", images, labels, output)
     images, labels, output = (t[:n_images].detach().cpu() for t in (images, labels, output))
     probabilities, predicted = output.float().softmax(1).max(1)
     names = classes or [str(k) for k in range(output.shape[1])]
@@ -68,15 +73,11 @@ def draw_predictions(
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    rows = zip(
-        _scaled(images), labels.tolist(), predicted.tolist(), probabilities.tolist(), strict=True
-    )
-    for axes, (image, label, found, probability) in zip(grid.flat, rows, strict=False):
+    values = (t.tolist() for t in (labels, predicted, probabilities))
+    rows = zip(_scaled(images), *values, strict=True)
+    for axes, (image, *of_image) in zip(grid.flat, rows, strict=False):
         axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
-        right = found == label
-        title = f"{names[found]} {probability:.2f}"
-        title += "" if right else f"\ntrue: {names[label]}"
-        axes.set_title(title, fontsize=9, color="black" if right else "#D55E00")
+        _set_title(axes, names, *of_image)
     return figure
 
 
@@ -86,3 +87,11 @@ def _scaled(images: Tensor) -> Tensor:
         return images
     low, high = images.float().aminmax()
     return (images.float() - low) / (high - low).clamp(min=1e-12)
+
+
+def _set_title(
+    axes: Axes, names: Sequence[str], label: int, found: int, probability: float
+) -> None:
+    true = names[label] if 0 <= label < len(names) else label  # e.g. an ignored one
+    title = f"{names[found]} {probability:.2f}" + ("" if found == label else f"\ntrue: {true}")
+    axes.set_title(title, fontsize=9, color="black" if found == label else "#D55E00")

@@ -256,6 +256,11 @@ OTHERS = [
 ]
 
 
+def test_a_label_of_no_class_is_drawn_as_its_number():
+    figure = draw_predictions(IMAGES[:1], torch.tensor([-100]), LOGITS[:1], list("abcde"))
+    assert figure.axes[0].get_title().endswith("\ntrue: -100")
+
+
 @pytest.mark.parametrize(("images", "labels", "output", "got"), OTHERS)
 def test_what_is_no_classified_image_is_one_line(images, labels, output, got):
     with pytest.raises(ValueError, match="is for classes of images: ") as found:

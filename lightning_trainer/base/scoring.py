@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.metric import CompositionalMetric
 
 from lightning_trainer.base.metrics import named_metrics
+from lightning_trainer.base.optimising import by_name
 
 Direction = Literal["max", "min"]
 
@@ -43,8 +44,9 @@ def check_direction(module: Any) -> None:
             f"`score_mode` is {given!r}, but the metric says that a {_word(found)} `{name}` is "
             "better: leave `score_mode` out if the metric is right"
         )
-    scheduler = module.scheduler
-    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != (given or found):
+    for scheduler in by_name(module.scheduler).values():
+        if not isinstance(scheduler, ReduceLROnPlateau) or scheduler.mode == (given or found):
+            continue
         raise ValueError(
             f"the scheduler's `mode` is {scheduler.mode!r}, but it is stepped with the score, of "
             f"which a {_word(given or found)} one is better (`{name}`): give it "
@@ -65,10 +67,19 @@ def check_score(module: Any, results: Mapping[str, Tensor], mode: str) -> None:
         TypeError: If the score is not a scalar.
         ValueError: If no metric has its name.
     """
-    if module.score_key.replace("val/", f"{mode}/", 1) in results:
-        return
-    hook = f"`{type(module).__name__}.create_metrics`"
     names = [key.split("/", 1)[1] for key in results]
+    score = module.score_key.split("/", 1)[1]
+    # A test may have other sets of data than a validation.
+    measured = {name.rpartition("/")[2] for name in names} if mode == "test" else ()
+    if score in names or score.rpartition("/")[2] in measured:
+        return
+    if score == "loss":
+        raise ValueError(
+            f"`score_name` is 'loss', but `{type(module).__name__}.forward_loss` returned None in "
+            "each batch of the evaluation: return a loss there, or use one of "
+            f"{', '.join(names)}"
+        )
+    hook = f"`{type(module).__name__}.create_metrics`"
     if module.score_name in (None, *named_metrics(module.val_metrics)):
         raise TypeError(
             f"{hook}: the score `{module.score_key}` is no scalar: "
@@ -82,10 +93,11 @@ def check_score(module: Any, results: Mapping[str, Tensor], mode: str) -> None:
 
 
 def _direction_of(module: Any) -> Direction | None:
-    name = module.score_key.split("/", 1)[1]
-    if name == "loss":
+    metrics, name = named_metrics(module.val_metrics), module.score_key.split("/", 1)[1]
+    own = name.rpartition("/")[2]  # without the name of a set of data
+    name = own if own in metrics else name
+    if name not in metrics and (own == "loss" or own.startswith("loss_")):
         return "min"
-    metrics = named_metrics(module.val_metrics)
     # A number of a metric that gives several has no metric of its name.
     asked = [metrics[name]] if name in metrics else [*metrics.values()]
     higher = {_higher_is_better(metric) for metric in asked}

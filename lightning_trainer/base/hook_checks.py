@@ -28,6 +28,7 @@ def call_hook(owner: Any, hook: str, attribute: str, kind: Any) -> None:
 
     Raises:
         AttributeError: If the hook reads hyper-parameters that were not saved.
+        RuntimeError: If it reads the trainer where there is none, as in `load_from_checkpoint`.
         TypeError: If the attribute is unset or of another kind.
     """
     try:
@@ -38,6 +39,13 @@ def call_hook(owner: Any, hook: str, attribute: str, kind: Any) -> None:
         raise AttributeError(
             f"`{type(owner).__name__}.{hook}` reads `self.hparams`, which is empty: call "
             "`self.save_hyperparameters()` in `__init__`"
+        ) from ex
+    except RuntimeError as ex:
+        if "is not attached to a `Trainer`" not in str(ex):
+            raise
+        raise RuntimeError(
+            f"`{type(owner).__name__}.{hook}` reads `self.trainer`, which there is in a run only: "
+            "let `pl.Trainer().predict(module, datamodule=data, ckpt_path=PATH)` make the model"
         ) from ex
     require(owner, hook, attribute, kind)
 

@@ -181,6 +181,7 @@ class TellBlocks(Callback):
             print("blocks", sys.getallocatedblocks())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(config):
     """In a process of its own: threads that other tests have left allocate too."""
     ended = run_process(

@@ -80,6 +80,8 @@ def _explained(message: str) -> str:
             f"`{found[1]}` names no class of a project: give its `class_path`, e.g. "
             f"projects.digits.Digits{'Module' if found[1] == 'model' else 'Data'}"
         )
+    if found := re.fullmatch(r"unrecognized arguments: ([^-\s]\S*\.ya?ml)", message):
+        return f"{message}. Did you mean `--config {found[1]}`?"
     if found := re.search(r"No module named '([\w.]+)'|import of ([\w.]+) halted", message):
         root = (found[1] or found[2]).partition(".")[0]
         named = re.search(r"class_path '(\w+)", message)

@@ -76,6 +76,12 @@ def test_a_misspelt_option_is_refused_with_the_near_name(refuse, option, near, f
     assert near is None or f"`{near}`" in message
 
 
+def test_a_file_without_its_option_is_told_with_it(refuse):
+    assert refuse("fit", "configs/a.yaml", config=None).endswith(
+        "unrecognized arguments: configs/a.yaml. Did you mean `--config configs/a.yaml`?"
+    )
+
+
 def test_an_option_of_a_projects_class_is_told_where_it_belongs(refuse):
     message = refuse("fit", "--learning_rate", "0.1")
     assert "are `--model.learning_rate` and `--data.learning_rate`" in message

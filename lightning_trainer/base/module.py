@@ -154,7 +154,8 @@ class BaseModule(pl.LightningModule):
         """Draws on `self.tensorboard` at step `self.global_step`, e.g. by `add_images`.
 
         Called on the first process, every `vis_iterations` with a training batch (`mode` "train")
-        and at each validation with its first batch ("val"). `output` is detached.
+        and at each validation with its first batch ("val"; of several sets "val/NAME"). `output` is
+        detached.
         """
 
     @property

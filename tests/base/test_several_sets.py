@@ -1,11 +1,14 @@
 """Of several sets of data to validate or test with, each has its results, and all their mean."""
 
+import os
 import re
+import signal
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import TinyData, TinyDataset, TinyModule
+from restarts import result, same
 from tiny import logged
 from torch import Tensor
 
@@ -137,6 +140,35 @@ class Draws(Graded):
 def test_the_first_batch_of_each_set_is_drawn(run, config):
     out = of(run, config, "--trainer.max_steps=5", "--model=test_several_sets.Draws")
     assert re.findall("drawn (.*)", out) == ["val/few 3", "val/many 4"]
+
+
+class StoppedInMany(TinyModule):
+    """Is told to stop in the first batch of the second set, once."""
+
+    told = False
+    n_after = 0
+
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> dict:
+        StoppedInMany.n_after += self.told
+        if self.global_step == 5 and dataloader_idx == 1 and not self.told:
+            StoppedInMany.told = True
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().validation_step(batch, batch_idx)
+
+
+def test_a_run_that_is_stopped_in_the_second_set_ends_there_and_goes_on_bitwise(
+    run, config, sessions, monkeypatch
+):
+    monkeypatch.setattr(StoppedInMany, "told", True)
+    flags = (*SETS, "--model=test_several_sets.StoppedInMany", "--trainer.max_steps=8")
+    assert run("fit", "--config", config, *flags)[0] == 0
+    monkeypatch.setattr(StoppedInMany, "told", False)
+    monkeypatch.setattr(StoppedInMany, "n_after", 0)
+    code, out, err = run("fit", "--config", config, *flags)
+    assert (code, StoppedInMany.n_after) == (143, 0), err
+    assert "Stopped by SIGTERM at iteration 5\n" in out
+    assert run("fit", "--ckpt_path", sessions()[1])[0] == 0
+    assert same(result(sessions()[1]), result(sessions()[0]))
 
 
 class OwnLoaders(TinyData):

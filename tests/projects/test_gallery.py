@@ -1,0 +1,255 @@
+"""One contract for all projects: a new one gets all of it by a line in `GALLERY`.
+
+In the default tests each trains for a few iterations in one process. The slow ones run its config
+to the end, and kill it.
+"""
+
+import importlib
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from lightning.pytorch import LightningDataModule, LightningModule
+from restarts import copy_at
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_cifar import write_images
+from test_overrides import hooks_of, numbers, silent
+from tiny import logged
+
+from lightning_trainer import BaseDataModule, BaseModule
+
+Results = list[tuple[Any, Any]]  # batches, and what the model makes of each
+
+
+class Project(NamedTuple):
+    """What the contract has to know of a project.
+
+    Args:
+        name: Of `projects/NAME` and `configs/NAME.yaml`.
+        score: As the log names it.
+        own: The score, worked out by the tests.
+        picture: What `visualise` draws, without its mode.
+        best: A score that its config reaches.
+        options: What makes it small, or gives it data.
+    """
+
+    name: str
+    score: str
+    own: Callable[[Results], float]
+    picture: str
+    best: float
+    options: tuple[str, ...] = ()
+
+
+def joined(results: Results, truth: Callable[[Any], Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs and true values of all batches, (N, ...) each."""
+    pairs = [(output, truth(batch)) for batch, output in results]
+    return tuple(torch.cat(both).double() for both in zip(*pairs, strict=True))
+
+
+def accuracy(results: Results) -> float:
+    output, label = joined(results, lambda batch: batch["label"])
+    return (output.argmax(1) == label).double().mean().item()
+
+
+def absolute_error(name: str) -> Callable[[Results], float]:
+    def own(results: Results) -> float:
+        output, truth = joined(results, lambda batch: batch[name])
+        return (output - truth).abs().mean().item()
+
+    return own
+
+
+def perplexity(results: Results) -> float:
+    outputs, tokens = joined(results, lambda batch: batch["tokens"][:, 1:])
+    chosen = outputs.log_softmax(-1).gather(-1, tokens.long()[..., None])
+    return math.exp(-chosen.mean())
+
+
+def mean_iou(results: Results) -> float:
+    output, mask = joined(results, lambda batch: batch["mask"])
+    found = output.argmax(1)
+    classes = range(output.shape[1])
+    return sum(
+        (((found == k) & (mask == k)).sum() / ((found == k) | (mask == k)).sum()).item()
+        for k in classes
+    ) / len(classes)
+
+
+def padded_error(results: Results) -> float:
+    """Of each series on its own."""
+    errors = []
+    for batch, output in results:
+        for forecast, values, valid in zip(output, batch["values"], batch["valid"], strict=True):
+            n = int(valid.sum())
+            errors += (forecast[: n - 1] - values[1:n]).abs().tolist()
+    return sum(errors) / len(errors)
+
+
+def error_of_heat(results: Results) -> float:
+    points = torch.cat([batch["point"] for batch, _ in results]).double()
+    truth = torch.sin(torch.pi * points[:, 0]) * torch.exp(-0.1 * torch.pi**2 * points[:, 1])
+    return (torch.cat([output for _, output in results]) - truth).abs().mean().item()
+
+
+GALLERY = [
+    Project("digits", "accuracy, higher is better", accuracy, "predictions", 0.95),
+    Project(
+        *("cifar", "accuracy, higher is better", accuracy, "predictions", 0.6),
+        ("--data.root=IMAGES", "--model.n_classes=3", "--data.n_workers=0"),
+    ),
+    Project("segmentation", "miou, higher is better", mean_iou, "overlays", 0.7),
+    Project("tabular", "mae, lower is better", absolute_error("y"), "predicted", 47),
+    Project("timeseries", "mae, lower is better", padded_error, "forecasts", 0.2),
+    Project("pinn", "error, lower is better", error_of_heat, "heat", 1e-4),
+    Project(
+        *("chargpt", "perplexity, lower is better", perplexity, "text", 7),
+        ("--data.length=256", "--model.width=32", "--model.n_layers=1"),
+    ),
+]
+every_project = pytest.mark.parametrize("project", GALLERY, ids=[p.name for p in GALLERY])
+FEW = (
+    *("--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=2"),
+    *("--model.vis_iterations=4", "--data.batch_size=16", "--seed_everything=0"),
+)
+LINE = re.compile(
+    r"Iteration +(\d+)/4 \| \w+/s: \d+\.\d \| loss: \S+ \| "
+    r"time elapsed: \d\dh\d\dm\d\ds \| time left: \d\dh\d\dm\d\ds"
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def begin(images, tmp_path):
+    """The options of `fit` that make a few iterations of a project."""
+
+    def begin_(project: Project, *options: str) -> list[str]:
+        config = str(ROOT / f"configs/{project.name}.yaml")
+        given = [option.replace("IMAGES", str(images)) for option in project.options]
+        output_path = f"--output_path={tmp_path / 'experiments'}"
+        return ["--config", config, output_path, *FEW, *given, *options]
+
+    return begin_
+
+
+def class_of(part: dict) -> type:
+    """The class that a part of config.yaml names."""
+    module, _, name = part["class_path"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def make(part: dict) -> Any:
+    return class_of(part)(**part.get("init_args", {}))
+
+
+def batches(data: BaseDataModule, dataset: Any, size: int = 7) -> list[Any]:
+    """Of another size than the run's, made by torch alone."""
+    if hasattr(dataset, "get_batch"):
+        indices = torch.arange(len(dataset)).split(size)
+        return [dataset.get_batch(i, torch.zeros_like(i)) for i in indices]
+    collate = getattr(dataset, "collate_fn", None)
+    return [*torch.utils.data.DataLoader(dataset, size, collate_fn=collate)]
+
+
+def own_score(project: Project, session: Path) -> float:
+    """The score of a session's last checkpoint, without the layer's loops and metrics."""
+    settings = yaml.safe_load((session / "config.yaml").read_text())
+    data, module = make(settings["data"]), make(settings["model"])
+    data.trainer = SimpleNamespace(datamodule=data)
+    data.create_data()
+    module.trainer = data.trainer
+    module.create_model()
+    weights = torch.load(session / "checkpoints/last.ckpt")["state_dict"]
+    weights = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+    module.model.load_state_dict(weights)
+    with torch.no_grad():
+        module.eval()
+        return project.own(
+            [(batch, module.forward_model(batch)) for batch in batches(data, data.val_dataset)]
+        )
+
+
+def take_all_hooks(project: Project, session: Path) -> list[str]:
+    """Options for classes that replace every hook of Lightning but those that the project takes.
+
+    They draw nothing, to be quick.
+    """
+    settings, options = yaml.safe_load((session / "config.yaml").read_text()), []
+    for part, base, lightning in (
+        ("model", BaseModule, LightningModule),
+        ("data", BaseDataModule, LightningDataModule),
+    ):
+        cls = class_of(settings[part])
+        hooks = [hook for hook in hooks_of(lightning) if getattr(cls, hook) is getattr(base, hook)]
+        name = f"Silent{cls.__name__}"
+        globals()[name] = type(name, (cls,), dict.fromkeys([*hooks, "visualise"], silent))
+        options.append(f"--{part}={__name__}.{name}")
+    return options
+
+
+def numbers_after(text: str, line: str) -> list[float]:
+    return [float(number) for number in re.findall(rf"^{re.escape(line)}: (\S+)$", text, re.M)]
+
+
+def near(value: float) -> Any:
+    return pytest.approx(value, rel=1e-3, abs=6e-4)  # as printed
+
+
+@every_project
+def test_a_project_keeps_the_contract(project, run, begin, tmp_path, monkeypatch):
+    copies = tmp_path / "copies"
+    with monkeypatch.context() as patch:
+        copy_at(patch, "on_validation_end", (2, 4), copies)
+        code, out, err = run("fit", *begin(project))
+    assert code == 0, err
+    [session] = (tmp_path / "experiments").iterdir()
+    own = {step: own_score(project, copies / str(step)) for step in (2, 4)}
+    lower = "lower" in project.score
+    best = min(own, key=lambda step: (own[step] if lower else -own[step], step))
+
+    # The log.
+    lines = [LINE.fullmatch(line) for line in out.splitlines() if line.startswith("Iteration")]
+    assert [line and line[1] for line in lines] == ["2", "4"]
+    assert numbers_after(out, f"Val score ({project.score})") == near([*own.values()])
+    assert f"Best score:    {own[best]:.4f}"[:-1] in out
+    key = f"val/{project.score.partition(',')[0]}"
+    assert logged(session, key) == pytest.approx(own, rel=1e-4)
+
+    # The checkpoints, and what is told of them later.
+    assert torch.load(session / "checkpoints/best.ckpt")["global_step"] == best
+    for command, mode in (("test", "Test"), ("validate", "Val")):
+        code, out, err = run(command, "--ckpt_path", session)
+        assert code == 0, err
+        assert numbers_after(out, f"{mode} score ({project.score})") == near([own[best]])
+    [row] = json.loads(run("sessions", tmp_path / "experiments", "--format=json")[1])
+    assert (row["state"], row["at"]) == ("finished", best)
+    assert row["best"] == pytest.approx(own[best], rel=1e-4)
+    code, out, err = run("predict", "--ckpt_path", session)
+    assert code == 0, err
+    assert torch.load(session / "predictions.pt")
+
+    # What is drawn.
+    events = EventAccumulator(str(session))
+    events.Reload()
+    drawn = {*events.Tags()["images"], *events.Tags()["tensors"]}
+    for mode in ("train", "val"):
+        assert {f"{mode}/{project.picture}", f"{mode}/{project.picture}/text_summary"} & drawn
+
+    # A project may take any hook of Lightning.
+    code, out, err = run("fit", *begin(project, *take_all_hooks(project, session)))
+    assert code == 0, err
+    [other] = {*(tmp_path / "experiments").iterdir()} - {session}
+    n_rows = len(numbers(other))
+    assert numbers(session)[:n_rows] == numbers(other)

@@ -5,6 +5,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+_MEAN = "average over the batch, e.g. `loss.mean()`"
+
 
 def require_hooks(cls: type) -> None:
     """Raises a TypeError that names the abstract hooks a class leaves undefined.
@@ -63,14 +65,6 @@ def check_metrics(module: Any) -> None:
         )
 
 
-def refuse_batch(batch: Any) -> NoReturn:
-    """Raises a TypeError for a batch that is no dict."""
-    raise TypeError(
-        f"a batch is a {type(batch).__name__}, not a dict: return a dict from the "
-        'dataset\'s `__getitem__`, e.g. {"image": image, "label": label}'
-    )
-
-
 def refuse_to_count(module: Any, values: Iterable[Any]) -> NoReturn:
     """Raises a TypeError for a batch without a tensor that has a first dimension."""
     raise TypeError(
@@ -79,12 +73,14 @@ def refuse_to_count(module: Any, values: Iterable[Any]) -> NoReturn:
     )
 
 
-def refuse_loss(module: Any, loss: Any) -> NoReturn:
-    """Raises a TypeError for a loss that is not a scalar tensor."""
+def refuse_loss(module: Any, loss: Any, hook: str, name: str | None = None) -> NoReturn:
+    """Raises a TypeError for what is no loss; `name` is that in a dict of losses."""
     got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    place = "" if name is None else f" as {name!r}"
     raise TypeError(
-        f"`{type(module).__name__}.forward_loss` returned {got}, not a scalar tensor: "
-        "average over the batch, e.g. `loss.mean()`"
+        f"`{type(module).__name__}.{hook}` returned {got}{place}, not a scalar tensor"
+        f"{'' if name else ' or a dict of them'}: "
+        f"{'only an evaluation may have no loss' if loss is None else _MEAN}"
     )
 
 

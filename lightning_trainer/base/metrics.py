@@ -10,9 +10,9 @@ from lightning_trainer.internals import update_groups, was_updated
 
 
 def named_metrics(metrics: Metric | MetricCollection) -> dict[str, Metric]:
-    """The metrics by name; a single `MulticlassAccuracy` is named "accuracy"."""
+    """The metrics by name, without a collection's prefix; `MulticlassAccuracy` is "accuracy"."""
     if isinstance(metrics, MetricCollection):
-        return cast("dict[str, Metric]", dict(metrics.items()))
+        return cast("dict[str, Metric]", dict(metrics.items(keep_base=True)))
     return {re.sub("^(Binary|Multiclass|Multilabel)", "", type(metrics).__name__).lower(): metrics}
 
 
@@ -34,10 +34,21 @@ def compute_metrics(metrics: Metric | MetricCollection, mode: str) -> dict[str, 
     for name, metric in named_metrics(metrics).items():
         if was_updated(metric):
             value = metric.compute()
-            values |= value if isinstance(value, dict) else {name: value}
+            values |= _present(metric, value) if isinstance(value, dict) else {name: value}
     metrics.reset()
     return {
         f"{mode}/{name}": value
         for name, value in values.items()
         if isinstance(value, Tensor) and value.numel() == 1
     }
+
+
+def _present(metric: Metric, values: dict[str, Any]) -> dict[str, Any]:
+    """Without what the detection metric says of classes or sizes that no sample has.
+
+    torchmetrics' MeanAveragePrecision gives -1 for these, and a list of the classes.
+    """
+    if type(metric).__name__ != "MeanAveragePrecision":
+        return values
+    absent = {name for name, value in values.items() if value.numel() == 1 and value == -1}
+    return {n: v for n, v in values.items() if n not in (absent | {"classes"}) - {"map"}}

@@ -20,12 +20,11 @@ from lightning_trainer.base.hook_checks import (
     call_hook,
     check_metrics,
     check_weights,
-    refuse_batch,
-    refuse_loss,
     refuse_to_count,
     require,
     require_hooks,
 )
+from lightning_trainer.base.losses import of_step
 from lightning_trainer.base.metrics import named_metrics, update_metrics
 from lightning_trainer.base.results import LogResults
 from lightning_trainer.internals import CURRENT_HOOK
@@ -133,8 +132,12 @@ class BaseModule(pl.LightningModule):
         """
 
     @abstractmethod
-    def forward_loss(self, batch: Batch, output: Any) -> Tensor:
-        """Returns the loss, a scalar: the mean over the examples of `batch`."""
+    def forward_loss(self, batch: Batch, output: Any) -> Tensor | dict[str, Tensor] | None:
+        """Returns the loss, a scalar: the mean over the examples of `batch`.
+
+        Or a dict of named ones: their sum is the loss, and each is logged as "train/loss_NAME" and
+        "val/loss_NAME". In an evaluation (`not self.training`) None says that there is no loss.
+        """
 
     def update_metrics(self, metrics: Any, batch: Batch, output: Any) -> None:
         """Adds one batch to `metrics`; override it where the labels are elsewhere.
@@ -223,21 +226,20 @@ class BaseModule(pl.LightningModule):
         return self.forward_model(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Returns the loss, and the output for the batches that are visualised."""
-        output, loss = self._forward(batch)
+        """Returns the losses, and the output for the batches that are visualised."""
+        output, step = self._forward(batch)
         detached = apply_to_collection(output, Tensor, Tensor.detach)
         self.update_metrics(self.train_metrics, batch, detached)
-        step: dict[str, Any] = {"loss": loss}
         if self.vis_iterations and (self.global_step + 1) % self.vis_iterations == 0:
             step["output"] = detached
         return step
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        output, loss = self._forward(batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        output, step = self._forward(batch)
         self.update_metrics(self.val_metrics, batch, output)
-        return {"loss": loss, "output": output}
+        return {**step, "output": output}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
@@ -250,11 +252,9 @@ class BaseModule(pl.LightningModule):
             check_weights(self.state_dict(), state_dict)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
-    def _forward(self, batch: Batch) -> tuple[Any, Tensor]:
-        if not isinstance(batch, Mapping):
-            refuse_batch(batch)
+    def _forward(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
         run = self.__compiled.run if self.__compiled else output_and_loss
         output, loss = run(self, batch)
-        if not isinstance(loss, Tensor) or loss.ndim:
-            refuse_loss(self, loss)
-        return output, loss
+        if isinstance(loss, Tensor) and not loss.ndim:
+            return output, {"loss": loss}
+        return output, of_step(self, loss)

@@ -1,4 +1,4 @@
-"""LogResults: from the batches of an evaluation to its loss, score and metrics."""
+"""LogResults: from the batches of an evaluation to its losses, score and metrics."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import SumMetric
 
+from lightning_trainer.base.losses import MeanLosses, loss_of, named_losses
 from lightning_trainer.base.metrics import compute_metrics
 from lightning_trainer.base.scoring import check_direction, check_score
 
@@ -17,6 +17,7 @@ from lightning_trainer.base.scoring import check_direction, check_score
 class LogResults(Callback):
     """Logs `val/loss`, the metrics of a validation, and `train/...` of the batches before it.
 
+    Of several sets of data each has its own results, `val/NAME/loss`, and `val/loss` is their mean.
     A trainer without the command line's callbacks gets it from `BaseModule.configure_callbacks`.
     Assumes a `BaseModule`, and that a step returns the loss of its batch.
     """
@@ -26,29 +27,43 @@ class LogResults(Callback):
 
     def __init__(self) -> None:
         self.n_evaluated = 0  # samples of the newest evaluation, over all processes
+        self.losses: dict[str, list[str]] = {}  # of it: the names of each loss's parts
         self.train_results: dict[str, float] = {}  # the newest `train/...`
-        # A MeanMetric forgets its weights with "disable", without which it synchronises the device.
-        self._loss, self._examples = (SumMetric(nan_strategy="disable") for _ in range(2))
+        self._means = MeanLosses()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         check_direction(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        for metric in (self._loss, self._examples):
-            metric.reset()
-            metric.to(trainer.strategy.root_device)
+        self._sets = set_names(trainer)
+        self._n_done = self.n_evaluated = 0  # sets of data; samples
+        self._results: dict[str, Tensor] = {}
+        self.losses = {}
 
     on_test_start = on_validation_start
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Takes the results of a set of data before the first batch of the next one."""
+        while self._n_done < dataloader_idx:
+            self._take_results(trainer, pl_module)
+
+    on_test_batch_start = on_validation_batch_start
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Adds the loss, weighted by the examples of the batch."""
+        """Adds the losses, weighted by the examples of the batch."""
         loss = loss_of(outputs)
         if loss is not None:
-            n_examples = torch.full_like(loss, pl_module.count_examples(batch), dtype=torch.float32)
-            self._loss.update(loss * n_examples)
-            self._examples.update(n_examples)
+            parts = {f"loss_{name}": part for name, part in named_losses(outputs).items()}
+            self._means.update({"loss": loss, **parts}, pl_module.count_examples(batch))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -58,7 +73,7 @@ class LogResults(Callback):
         Lightning would step it after this validation's checkpoint, and need the score again at a
         restart.
         """
-        results = self._results(pl_module, "val")
+        results = self._all_results(trainer, pl_module)
         train_results = compute_metrics(pl_module.train_metrics, "train")
         if in_training(trainer) and isinstance(pl_module.scheduler, ReduceLROnPlateau):
             pl_module.scheduler.step(results[pl_module.score_key])
@@ -66,22 +81,42 @@ class LogResults(Callback):
         self.train_results = {name: value.item() for name, value in train_results.items()}
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.log_dict(self._results(pl_module, "test"), logger=self._to_loggers)
+        pl_module.log_dict(self._all_results(trainer, pl_module), logger=self._to_loggers)
 
-    def _results(self, pl_module: Any, mode: str) -> dict[str, Tensor]:
-        results = compute_metrics(pl_module.val_metrics, mode)
-        n_examples = self._examples.compute()
-        self.n_evaluated = int(n_examples)
-        if self.n_evaluated:
-            results[f"{mode}/loss"] = self._loss.compute() / n_examples
+    def _take_results(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Notes the results of the set of data that is done, and begins anew for the next one."""
+        mode = "test" if trainer.testing else "val"
+        prefix = "/".join([mode, *self._sets[self._n_done : self._n_done + 1]])
+        means, n_examples = self._means.compute(trainer)
+        self._results |= compute_metrics(pl_module.val_metrics, prefix)
+        self._results |= {f"{prefix}/{name}": mean for name, mean in means.items()}
+        if means:
+            parts = [name.removeprefix("loss_") for name in means if name != "loss"]
+            self.losses[f"{prefix}/loss"] = parts
+        self.n_evaluated += n_examples
+        self._n_done += 1
+
+    def _all_results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
+        while self._n_done < max(len(self._sets), 1):
+            self._take_results(trainer, pl_module)
+        mode, results = "test" if trainer.testing else "val", self._results
+        if self._sets:
+            names = {key: key.rpartition("/")[2] for key in results}
+            for name in dict.fromkeys(names.values()):
+                of_sets = [results[key].float() for key, own in names.items() if own == name]
+                results[f"{mode}/{name}"] = torch.stack([*map(torch.squeeze, of_sets)]).mean()
+            parts = dict.fromkeys(part for own in self.losses.values() for part in own)
+            self.losses = ({f"{mode}/loss": [*parts]} if self.losses else {}) | self.losses
         check_score(pl_module, results, mode)
         return results
 
 
-def loss_of(outputs: Any) -> Tensor | None:
-    """The loss among the outputs of a step: a tensor, or a mapping with "loss"; else None."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return loss if isinstance(loss, Tensor) else None
+def set_names(trainer: pl.Trainer) -> list[str]:
+    """The names of an evaluation's sets of data; empty where there is one, without a name."""
+    loaders: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    if isinstance(loaders, Mapping):
+        return [str(name) for name in loaders]
+    return [str(i) for i in range(len(loaders))] if isinstance(loaders, list | tuple) else []
 
 
 def in_training(trainer: pl.Trainer) -> bool:

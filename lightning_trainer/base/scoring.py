@@ -65,10 +65,19 @@ def check_score(module: Any, results: Mapping[str, Tensor], mode: str) -> None:
         TypeError: If the score is not a scalar.
         ValueError: If no metric has its name.
     """
-    if module.score_key.replace("val/", f"{mode}/", 1) in results:
-        return
-    hook = f"`{type(module).__name__}.create_metrics`"
     names = [key.split("/", 1)[1] for key in results]
+    score = module.score_key.split("/", 1)[1]
+    # A test may have other sets of data than a validation.
+    measured = {name.rpartition("/")[2] for name in names} if mode == "test" else ()
+    if score in names or score.rpartition("/")[2] in measured:
+        return
+    if score == "loss":
+        raise ValueError(
+            f"`score_name` is 'loss', but `{type(module).__name__}.forward_loss` returned None in "
+            "each batch of the evaluation: return a loss there, or use one of "
+            f"{', '.join(names)}"
+        )
+    hook = f"`{type(module).__name__}.create_metrics`"
     if module.score_name in (None, *named_metrics(module.val_metrics)):
         raise TypeError(
             f"{hook}: the score `{module.score_key}` is no scalar: "
@@ -82,10 +91,11 @@ def check_score(module: Any, results: Mapping[str, Tensor], mode: str) -> None:
 
 
 def _direction_of(module: Any) -> Direction | None:
-    name = module.score_key.split("/", 1)[1]
-    if name == "loss":
+    metrics, name = named_metrics(module.val_metrics), module.score_key.split("/", 1)[1]
+    own = name.rpartition("/")[2]  # without the name of a set of data
+    name = own if own in metrics else name
+    if name not in metrics and (own == "loss" or own.startswith("loss_")):
         return "min"
-    metrics = named_metrics(module.val_metrics)
     # A number of a metric that gives several has no metric of its name.
     asked = [metrics[name]] if name in metrics else [*metrics.values()]
     higher = {_higher_is_better(metric) for metric in asked}

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 
 from lightning_trainer.base.results import LogResults, in_training
 from lightning_trainer.base.scoring import describe_score, score_direction
-from lightning_trainer.report.log_line import print_title
+from lightning_trainer.report.log_line import format_loss, format_number, print_title
 from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.state import RULE, Best, RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import layer_state
@@ -63,7 +63,7 @@ class ReportEvaluation(LogResults, RunCallback):
         if trainer.is_global_zero:
             self._print_loss(trainer, results, "val")
             print_title("Metrics")
-            _print_metrics(results, pl_module)
+            self._print_metrics(results, pl_module)
         if in_training(trainer):
             log_to_all(trainer, results, trainer.global_step)
             self._compare(trainer, score_key, results[score_key], score_direction(pl_module))
@@ -77,7 +77,7 @@ class ReportEvaluation(LogResults, RunCallback):
         results = _results(trainer, "test/")
         if trainer.is_global_zero:
             self._print_loss(trainer, results, "test")
-            _print_metrics(results, pl_module)
+            self._print_metrics(results, pl_module)
             print(RULE, flush=True)
         log_to_all(trainer, results, self.run.restored_iteration)
 
@@ -92,31 +92,36 @@ class ReportEvaluation(LogResults, RunCallback):
             run.newest_best = Best(name, mode, score, trainer.global_step)
             if trainer.is_global_zero:
                 told = describe_score(name, mode)
-                print(f"New best score ({told}): {highest:.3f} -> {score:.3f}")
+                before_and_now = " -> ".join(format_number(x, 3) for x in (highest, score))
+                print(f"New best score ({told}): {before_and_now}")
 
     def _print_loss(self, trainer: pl.Trainer, results: dict[str, float], mode: str) -> None:
         n, n_processes = self.n_evaluated, trainer.world_size
         shared = f" ({n:,} samples on {n_processes} processes)" if n_processes > 1 else ""
-        if f"{mode}/loss" in results:
-            print(f"{mode.capitalize()} loss: {results[f'{mode}/loss']:.4f}{shared}")
+        for key, names in self.losses.items():
+            parts = {name: results[f"{key}_{name}"] for name in names if f"{key}_{name}" in results}
+            told = "loss" if key == f"{mode}/loss" else key.split("/", 1)[1]
+            print(f"{mode.capitalize()} {told}: {format_loss(results[key], parts)}{shared}")
+            shared = ""
+
+    def _print_metrics(self, results: dict[str, float], pl_module: Any) -> None:
+        """Prints the scores of training and evaluation, then all other metrics except losses."""
+        score_name = pl_module.score_key.split("/", 1)[1]
+        told = describe_score(pl_module.score_key, score_direction(pl_module))
+        losses = {f"{key}_{name}" for key, names in self.losses.items() for name in names}
+        others = []
+        for key in sorted(results, key=lambda key: not key.startswith("train/")):
+            mode, name = key.split("/", 1)
+            value = format_number(results[key], 3)
+            if name == score_name:
+                direction = "" if mode == "train" else f" ({told})"
+                print(f"{mode.capitalize()} score{direction}: {value}")
+            elif key not in losses | self.losses.keys():
+                others.append(f"{mode.capitalize()} {name}: {value}")
+        print(*others, sep="\n", end="\n" if others else "")
 
 
 def _results(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
     # Waits for the device, once an evaluation.
     metrics = trainer.callback_metrics
     return {name: value.item() for name, value in metrics.items() if name.startswith(prefix)}
-
-
-def _print_metrics(results: dict[str, float], pl_module: Any) -> None:
-    """Prints the scores of training and evaluation, then all other metrics except losses."""
-    score_name = pl_module.score_key.split("/", 1)[1]
-    told = describe_score(pl_module.score_key, score_direction(pl_module))
-    others = []
-    for key in sorted(results, key=lambda key: not key.startswith("train/")):
-        mode, name = key.split("/", 1)
-        if name == score_name:
-            direction = "" if mode == "train" else f" ({told})"
-            print(f"{mode.capitalize()} score{direction}: {results[key]:.3f}")
-        elif name != "loss":
-            others.append(f"{mode.capitalize()} {name}: {results[key]:.3f}")
-    print(*others, sep="\n", end="\n" if others else "")

@@ -10,6 +10,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_trainer.base.losses import of_step
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.internals import call_hooks, is_compiled, skip_hooks
 from lightning_trainer.report.loggers import log_to_all
@@ -145,6 +146,7 @@ class _Step(nn.Module):
     def forward(self, batch: Any) -> None:
         module = self.pl_module
         loss = module.forward_loss(batch, module.forward_model(batch))
+        loss = loss if isinstance(loss, Tensor) else of_step(module, loss)["loss"]
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         torch.autograd.grad(loss, weights, allow_unused=True)  # unlike `backward`, sets no `.grad`
 

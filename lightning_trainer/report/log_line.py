@@ -1,6 +1,7 @@
 """The format of the log line, of durations and of titles."""
 
 import math
+from collections.abc import Mapping
 
 from lightning_trainer.run.state import RULE, Progress
 
@@ -12,11 +13,24 @@ def format_line(progress: Progress) -> str:
     left = format_duration(left_s) if math.isfinite(left_s) else "unknown"
     return (
         f"Iteration {progress.iteration:6d}/{total} | "
-        f"examples/s: {progress.examples_per_s:.1f} | loss: {progress.loss:.4f} | "
+        f"{progress.unit}/s: {progress.examples_per_s:.1f} | "
+        f"loss: {format_loss(progress.loss, progress.losses)} | "
         f"time elapsed: {format_duration(progress.elapsed_s)} | time left: {left}\n"
         f"Fetch data time: {progress.fetch_ms:.0f}ms, "
         f"model update time: {progress.update_ms:.0f}ms"
     )
+
+
+def format_number(value: float, decimals: int) -> str:
+    """With so many decimals, or four significant digits where these would show one or none."""
+    small = 0 < abs(value) < 10 ** (1 - decimals)
+    return f"{value:#.4g}" if small else f"{value:.{decimals}f}"
+
+
+def format_loss(loss: float, parts: Mapping[str, float]) -> str:
+    """A loss with the parts that it is the sum of, e.g. `1.2300 (image 1.0000, kl 0.2300)`."""
+    named = ", ".join(f"{name} {format_number(part, 4)}" for name, part in parts.items())
+    return f"{format_number(loss, 4)} ({named})" if named else format_number(loss, 4)
 
 
 def format_duration(seconds: float) -> str:

@@ -7,14 +7,13 @@ from time import perf_counter
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from torch import Tensor
 
 from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.finite import check_line
 from lightning_trainer.internals import is_compiled
 from lightning_trainer.report.clock import DeviceClock
+from lightning_trainer.report.gathering import of_all_processes, slow_process
 from lightning_trainer.report.log_line import format_line
 from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.device import on_gpu, settle
@@ -62,6 +61,7 @@ class PrintProgress(RunCallback):
         self._elapsed_before_s = self.run.times.elapsed_s
         self._interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._clock = DeviceClock() if on_gpu(trainer) else None
+        self._unit = getattr(pl_module, "examples_unit", "examples")
         self._find_loader(trainer)
         self._learning_rates: dict[str, float] = {}
         self._timed_from = self.run.iteration + 1
@@ -182,10 +182,12 @@ class PrintProgress(RunCallback):
     def _print_line(self, trainer: pl.Trainer) -> None:
         run, window = self.run, self._window
         loss = run.losses.mean(run.window_start)  # waits for the device
+        since, parts = run.window_start, run.named_losses
+        means = {n: p.mean(since) for n, p in parts.items() if not p.is_empty(since)}
         ended_s = perf_counter()
         window.fetch_s, window.update_s = self._measured_s()
-        own = (loss, window.n_examples, window.fetch_s, window.update_s)
-        figures = _of_all_processes(trainer, own)  # (processes, 4)
+        own = (loss, window.n_examples, window.fetch_s, window.update_s, *means.values())
+        figures = of_all_processes(trainer, own)  # (processes, 4 + parts of the loss)
         n, n_examples = window.n_iterations, int(figures[:, 1].sum().item())
         wall_s = self._add_window(ended_s, n_examples)
         self._recent_iterations_s.append(wall_s / n)
@@ -198,10 +200,12 @@ class PrintProgress(RunCallback):
             left_s=self._left_s(trainer),
             fetch_ms=figures[:, 2].max().item() / n * 1e3,
             update_ms=figures[:, 3].mean().item() / n * 1e3,
+            losses=dict(zip(means, figures[:, 4:].mean(dim=0).tolist(), strict=True)),
+            unit=self._unit,
         )
         if trainer.is_global_zero:
             print(format_line(line), flush=True)
-            if slow := _slow_process(figures[:, 2] / n, wall_s / n):
+            if slow := slow_process(figures[:, 2] / n, wall_s / n):
                 print(slow, flush=True)
         self._log(trainer, line)
         run.line = line
@@ -221,6 +225,7 @@ class PrintProgress(RunCallback):
     def _log(self, trainer: pl.Trainer, line: Progress) -> None:
         metrics = {
             "train/loss": line.loss,
+            **{f"train/loss_{name}": loss for name, loss in line.losses.items()},
             "timing/examples_per_s": line.examples_per_s,
             "timing/fetch_ms": line.fetch_ms,
             "timing/update_ms": line.update_ms,
@@ -228,29 +233,6 @@ class PrintProgress(RunCallback):
         }
         self._learning_rates = {}
         log_to_all(trainer, metrics, line.iteration)
-
-
-def _of_all_processes(trainer: pl.Trainer, figures: tuple[float, ...]) -> Tensor:
-    """The figures of each process, float64 (processes, figures), on the CPU."""
-    own = torch.tensor(figures, dtype=torch.float64)
-    if trainer.world_size > 1:
-        own = trainer.strategy.all_gather(own.to(trainer.strategy.root_device)).cpu()
-    return own.reshape(-1, len(figures))
-
-
-def _slow_process(fetch_s: Tensor, iteration_s: float) -> str:
-    """Names the process, if there is one, that delays the others by a slow loader.
-
-    `fetch_s`, float (processes,), and `iteration_s` are means over iterations.
-    """
-    slowest = int(fetch_s.argmax())
-    others = [seconds for rank, seconds in enumerate(fetch_s.tolist()) if rank != slowest]
-    if not others or fetch_s[slowest] < max(2 * max(others), iteration_s / 10):
-        return ""
-    return (
-        f"Process {slowest} waits {fetch_s[slowest] * 1e3:.0f}ms for its data, the others at most "
-        f"{max(others) * 1e3:.0f}ms"
-    )
 
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:

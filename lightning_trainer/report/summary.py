@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_trainer.report.log_line import format_duration
+from lightning_trainer.report.log_line import format_duration, format_number
 from lightning_trainer.report.speed import speed_line
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
 from lightning_trainer.session.folder import go_on_command
@@ -69,7 +69,9 @@ class Summarise(RunCallback):
 
     def _lines(self, trainer: pl.Trainer) -> list[tuple[str, Any]]:
         session, best, times = self.run.session, self.run.best, self.run.times
-        score = f"{best.score:.4f} at iteration {best.iteration}" if best else "none yet"
+        score = (
+            f"{format_number(best.score, 4)} at iteration {best.iteration}" if best else "none yet"
+        )
         lines: list[tuple[str, Any]] = [
             ("Best score", score),
             ("Total time", f"{format_duration(times.elapsed_s)} ({_shares(times)})"),

@@ -1,12 +1,14 @@
 """KeepState: counts iterations, sums losses, notes the first error, saves the shared state."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
-from lightning_trainer.base.results import loss_of
-from lightning_trainer.run.state import RunCallback
+from lightning_trainer.base.losses import loss_of, named_losses
+from lightning_trainer.run.state import LossSum, RunCallback
 from lightning_trainer.session.checkpoint_header import KEY, VERSION, layer_state
 from lightning_trainer.session.secrets import scrub
 
@@ -24,8 +26,12 @@ class KeepState(RunCallback):
         run.goes_on = True
         run.n_processes_before = len(losses) if losses else None
         if losses:
-            same = len(losses) == trainer.world_size
-            run.losses.restore(*losses[trainer.global_rank if same else 0])
+            own = trainer.global_rank if len(losses) == trainer.world_size else 0
+            run.losses.restore(*losses[own])
+            parts = layer_state(checkpoint).get("named_losses") or [{}] * len(losses)
+            for name, total in parts[own].items():
+                run.named_losses[name] = LossSum()
+                run.named_losses[name].restore(*total)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         """Adds the state; all processes meet here, and wait for the device."""
@@ -36,6 +42,9 @@ class KeepState(RunCallback):
             "validated": run.complete,
             "best": asdict(run.best) if run.best else None,
             "losses": run.processes.gather(run.losses.total(run.window_start)),
+            "named_losses": run.processes.gather(
+                {name: part.total(run.window_start) for name, part in run.named_losses.items()}
+            ),
         }
         # Lightning has added these, with their secrets.
         for key in {"hyper_parameters", "datamodule_hyper_parameters"} & checkpoint.keys():
@@ -44,7 +53,8 @@ class KeepState(RunCallback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.run.iteration, self.run.stepped = trainer.global_step, 0
-        self.run.losses.move_to(trainer.strategy.root_device)
+        for losses in (self.run.losses, *self.run.named_losses.values()):
+            losses.move_to(trainer.strategy.root_device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any
@@ -57,6 +67,16 @@ class KeepState(RunCallback):
             automatic = pl_module.automatic_optimization
             scale = trainer.accumulate_grad_batches if automatic else 1
             run.losses.add(loss, scale, run.window_start)
+        if isinstance(outputs, dict) and "losses" in outputs:
+            self._add_named(named_losses(outputs))
+
+    def _add_named(self, losses: Mapping[str, Tensor]) -> None:
+        run = self.run
+        for name, loss in losses.items():
+            if name not in run.named_losses:
+                run.named_losses[name] = LossSum()
+                run.named_losses[name].move_to(loss.device)
+            run.named_losses[name].add(loss, 1, run.window_start)
 
     def on_train_end(self, *_: Any) -> None:
         self.run.goes_on = False

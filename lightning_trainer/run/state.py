@@ -58,6 +58,8 @@ class Progress:
     left_s: float  # until the end of the run
     fetch_ms: float  # an iteration's wait for its batch, in the process that waits longest
     update_ms: float  # an iteration's forward, backward and optimiser step
+    losses: Mapping[str, float] = field(default_factory=dict)  # the parts of the loss, by name
+    unit: str = "examples"  # of what `examples_per_s` counts
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ class LossSum:
 
     def restore(self, loss_sum: float, n_batches: int) -> None:
         self._sum, self._n_batches, self._since = torch.tensor(loss_sum), n_batches, 0
+
+    def is_empty(self, since: int) -> bool:
+        return since != self._since or not self._n_batches
 
     def move_to(self, device: torch.device) -> None:
         self._sum = self._sum.to(device)
@@ -130,6 +135,7 @@ class RunState:
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done
     stepped: int = 0  # iterations that the newest batch has added
     losses: LossSum = field(default_factory=LossSum)  # since `window_start`
+    named_losses: dict[str, LossSum] = field(default_factory=dict)  # the parts of the loss
     goes_on: bool = False  # whether training goes on from a checkpoint
     n_processes_before: int | None = None  # processes of the run that wrote that checkpoint
     failure: Exception | None = None  # the first error; ending the run may raise others

@@ -92,9 +92,9 @@ def layer_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """This library's state in a checkpoint; empty if another program has written the checkpoint.
 
     Its keys are `version`, `settings`, `validated` (whether the validation due there has run),
-    `best` (None, or `name`, `mode`, `score`, `iteration`), `times`, `losses`, `train_metrics`,
-    `optimiser`, `conditions` (what decides last bits, as checkpoints/conditions.py has it) and
-    `loaders` (of each process, where they are a project's own).
+    `best` (None, or `name`, `mode`, `score`, `iteration`), `times`, `losses`, `named_losses`,
+    `train_metrics`, `optimiser`, `conditions` (what decides last bits, as checkpoints/conditions.py
+    has it) and `loaders` (of each process, where they are a project's own).
 
     Raises:
         ValueError: If a newer version of this library has written it.

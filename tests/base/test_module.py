@@ -187,24 +187,18 @@ def test_a_loss_is_a_function_or_a_module(loss_fn):
 # What it refuses ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [(torch.rand(4, 4), torch.zeros(4)), [1], torch.rand(4, 4)])
-@pytest.mark.parametrize("step", ["training_step", "validation_step", "test_step"])
-def test_a_batch_that_is_no_dict_is_refused(step, batch):
-    with pytest.raises(TypeError) as error:
-        getattr(configured(TinyModule()), step)(batch, 0)
-    assert str(error.value) == (
-        f"a batch is a {type(batch).__name__}, not a dict: return a dict from the dataset's "
-        '`__getitem__`, e.g. {"image": image, "label": label}'
-    )
-
-
 @pytest.mark.parametrize(
     ("loss", "got"),
     [
-        (torch.zeros(4), "a tensor (4,)"),
-        (torch.zeros(1), "a tensor (1,)"),
-        (1.5, "1.5"),
-        (None, "None"),
+        (torch.zeros(4), "a tensor (4,), not a scalar tensor or a dict of them"),
+        (torch.zeros(1), "a tensor (1,), not a scalar tensor or a dict of them"),
+        (1.5, "1.5, not a scalar tensor or a dict of them"),
+        ({}, "{}, not a scalar tensor or a dict of them"),
+        (
+            {"a": torch.tensor(1.0), "b": torch.zeros(2)},
+            "a tensor (2,) as 'b', not a scalar tensor",
+        ),
+        ({"a": torch.tensor(1.0), "b": 0.5}, "0.5 as 'b', not a scalar tensor"),
     ],
 )
 @pytest.mark.parametrize("step", ["training_step", "validation_step"])
@@ -216,9 +210,19 @@ def test_a_loss_that_is_no_scalar_tensor_is_refused(step, loss, got):
     with pytest.raises(TypeError) as error:
         getattr(configured(Wrong()), step)(batch_of(), 0)
     assert str(error.value) == (
-        f"`Wrong.forward_loss` returned {got}, not a scalar tensor: "
-        "average over the batch, e.g. `loss.mean()`"
+        f"`Wrong.forward_loss` returned {got}: average over the batch, e.g. `loss.mean()`"
     )
+
+
+def test_a_training_has_a_loss_and_an_evaluation_may_have_none():
+    class Without(TinyModule):
+        def forward_loss(self, batch: dict, output: Tensor) -> None:
+            return None
+
+    module = configured(Without())
+    assert module.eval().validation_step(batch_of(), 0).keys() == {"output"}
+    with pytest.raises(TypeError, match=r"returned None, .*: only an evaluation may have no loss$"):
+        module.train().training_step(batch_of(), 0)
 
 
 def accuracy(**kwargs: Any) -> MulticlassAccuracy:
@@ -357,7 +361,7 @@ def test_a_nan_loss_shows_in_the_validation():
         (MulticlassF1Score(2), "f1score"),
         (MetricCollection({"f1": MulticlassF1Score(2), "top1": accuracy()}), "f1"),
         (MetricCollection([accuracy()]), "MulticlassAccuracy"),
-        (MetricCollection({"acc": accuracy()}, prefix="my_"), "my_acc"),
+        (MetricCollection({"acc": accuracy()}, prefix="my_"), "acc"),
     ],
 )
 def test_the_score_is_the_first_metric_under_its_name(metric, name):

@@ -1,0 +1,85 @@
+"""What a step tells of its losses, and their means over an evaluation."""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torchmetrics import SumMetric
+
+from lightning_trainer.base.hook_checks import refuse_loss
+
+
+def of_step(module: Any, loss: Any, hook: str = "forward_loss") -> dict[str, Any]:
+    """What a step returns of a loss that is no scalar tensor.
+
+    Returns:
+        Of a dict of named losses their sum, "loss", and "losses" themselves, detached. Nothing of
+        None, which an evaluation may have.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if loss is None and not module.training:
+        return {}
+    if not isinstance(loss, Mapping) or not loss:
+        refuse_loss(module, loss, hook)
+    for name, value in loss.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            refuse_loss(module, value, hook, name)
+    named = {str(name): value.detach() for name, value in loss.items()}
+    return {"loss": reduce(add, loss.values()), "losses": named}
+
+
+def loss_of(outputs: Any) -> Tensor | None:
+    """The loss among the outputs of a step: a tensor, or a mapping with "loss"; else None."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if isinstance(loss, Tensor) else None
+
+
+def named_losses(outputs: Any) -> Mapping[str, Tensor]:
+    """The named losses among the outputs of a step; empty if it has one loss, or none."""
+    losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
+    return losses if isinstance(losses, Mapping) else {}
+
+
+class MeanLosses:
+    """The means of losses over the examples of those batches that have them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[SumMetric, SumMetric]] = {}
+
+    def update(self, losses: Mapping[str, Tensor], n_examples: int) -> None:
+        for name, loss in losses.items():
+            if name not in self._sums:
+                # A MeanMetric forgets its weights with "disable", without which it synchronises
+                # the device.
+                both = (SumMetric(nan_strategy="disable").to(loss.device) for _ in range(2))
+                self._sums[name] = (next(both), next(both))
+            loss_sum, examples = self._sums[name]
+            weight = torch.full_like(loss, n_examples, dtype=torch.float32)
+            loss_sum.update(loss * weight)
+            examples.update(weight)
+
+    def compute(self, trainer: pl.Trainer) -> tuple[dict[str, Tensor], int]:
+        """The means and the examples of "loss", over all processes, which meet here; then reset."""
+        empty = SumMetric(), SumMetric()
+        means, n_examples = {}, 0
+        for name in _of_all_processes(trainer, [*self._sums]):
+            pair = self._sums.get(name, empty)
+            loss_sum, examples = (m.to(trainer.strategy.root_device).compute() for m in pair)
+            means[name] = loss_sum / examples
+            n_examples = int(examples) if name == "loss" else n_examples
+        self._sums = {}
+        return means, n_examples
+
+
+def _of_all_processes(trainer: pl.Trainer, names: list[str]) -> list[str]:
+    if trainer.world_size == 1:
+        return names
+    gathered: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(gathered, names)
+    return [*dict.fromkeys(name for own in gathered for name in own)]

@@ -52,8 +52,8 @@ class Scenes(torch.utils.data.Dataset):
 
 class SegmentationData(BaseDataModule):
     def create_data(self) -> None:
-        self.train_dataset = Scenes(600, seed=0, flip=True)
-        self.val_dataset = Scenes(100, seed=1)
+        self.train_dataset = Scenes(400, seed=0, flip=True)
+        self.val_dataset = Scenes(80, seed=1)
         self.test_dataset = self.predict_dataset = self.val_dataset
 
 

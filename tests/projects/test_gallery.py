@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -100,6 +101,57 @@ def error_of_heat(results: Results) -> float:
     return (torch.cat([output for _, output in results]) - truth).abs().mean().item()
 
 
+def overlap(a: list[float], b: list[float]) -> float:
+    """Intersection over union of two boxes."""
+    sides = [max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]), 0) for i in (0, 1)]
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    both = sides[0] * sides[1]
+    return both / (sum(areas) - both)
+
+
+def average_precision(results: Results) -> float:
+    """Box by box."""
+    answers, n_boxes = [], 0
+    for batch, (scores, boxes) in results:
+        for truth, score, box in zip(batch["boxes"], scores, boxes, strict=True):
+            kept: list[list[float]] = []
+            open_ones = truth.tolist()
+            n_boxes += len(truth)
+            for i in score.argsort(descending=True).tolist():
+                candidate = box[i].tolist()
+                if len(kept) < 10 and all(overlap(candidate, other) <= 0.5 for other in kept):
+                    kept.append(candidate)
+                    found = max(open_ones, key=lambda b: overlap(candidate, b), default=None)
+                    hit = found is not None and overlap(candidate, found) >= 0.5
+                    if hit:
+                        open_ones.remove(found)
+                    answers.append((score[i].item(), hit))
+    hits = [hit for _, hit in sorted(answers, key=lambda answer: -answer[0])]
+    return sum(sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit) / n_boxes
+
+
+def nearest_neighbours(results: Results) -> float:
+    features, labels = joined(results, lambda batch: batch["label"])
+    distances = torch.cdist(*2 * [features / features.norm(dim=1, keepdim=True)])
+    nearest = distances.fill_diagonal_(math.inf).argmin(1)
+    return (labels[nearest] == labels).double().mean().item()
+
+
+def frechet_distance(results: Results) -> float:
+    made, real = (images.numpy() for images in joined(results, lambda batch: batch["image"]))
+    c, d = np.cov(made.T), np.cov(real.T)
+    values, vectors = np.linalg.eigh(c)
+    root = vectors * values.clip(0) ** 0.5 @ vectors.T
+    of_both = np.linalg.eigvalsh(root @ d @ root).clip(0) ** 0.5
+    apart = ((made.mean(0) - real.mean(0)) ** 2).sum()
+    return apart + np.trace(c) + np.trace(d) - 2 * of_both.sum()
+
+
+def error_of_drawing(results: Results) -> float:
+    drawn = [(batch, output[0]) for batch, output in results]
+    return absolute_error("image")(drawn)
+
+
 GALLERY = [
     Project("digits", "accuracy, higher is better", accuracy, "predictions", 0.95),
     Project(
@@ -114,6 +166,8 @@ GALLERY = [
         *("chargpt", "perplexity, lower is better", perplexity, "text", 7),
         ("--data.length=256", "--model.width=32", "--model.n_layers=1"),
     ),
+    Project("detection", "averageprecision, higher is better", average_precision, "boxes", 0.8),
+    Project("byol", "knn, higher is better", nearest_neighbours, "nearest", 0.95),
 ]
 every_project = pytest.mark.parametrize("project", GALLERY, ids=[p.name for p in GALLERY])
 FEW = (
@@ -174,11 +228,13 @@ def own_score(project: Project, session: Path) -> float:
     weights = torch.load(session / "checkpoints/last.ckpt")["state_dict"]
     weights = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
     module.model.load_state_dict(weights)
-    with torch.no_grad():
-        module.eval()
-        return project.own(
-            [(batch, module.forward_model(batch)) for batch in batches(data, data.val_dataset)]
-        )
+    module.eval()
+    sets, scores = data.val_dataset, []
+    for dataset in sets.values() if isinstance(sets, dict) else [sets]:
+        with torch.no_grad():
+            results = [(batch, module.forward_model(batch)) for batch in batches(data, dataset)]
+        scores.append(project.own(results))
+    return sum(scores) / len(scores)
 
 
 def take_all_hooks(project: Project, session: Path) -> list[str]:

@@ -19,6 +19,13 @@ from torchvision.utils import make_grid
 from lightning_trainer import BaseDataModule, BaseModule, random_crop_and_flip
 
 
+def random_view(images: Tensor) -> Tensor:
+    """Moves each image by up to one pixel and adds noise."""
+    seeds = torch.randint(2**62, (len(images),), device=images.device)
+    moved = random_crop_and_flip(images, seeds, padding=1, flips=False)
+    return moved + 0.1 * torch.randn_like(moved)
+
+
 class UnlabelledDigits(BaseDataModule):
     def create_data(self) -> None:
         digits = load_digits()
@@ -27,6 +34,11 @@ class UnlabelledDigits(BaseDataModule):
         samples = [{"image": image, "label": label} for image, label in pairs]
         self.train_dataset, self.val_dataset = samples[:1400], samples[1400:]
         self.test_dataset = self.predict_dataset = self.val_dataset
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int):
+        if self.trainer.training:
+            batch["views"] = torch.cat([random_view(batch["image"]) for _ in range(2)])
+        return batch
 
 
 class NeighbourAccuracy(Metric):
@@ -47,13 +59,6 @@ class NeighbourAccuracy(Metric):
         features, labels = dim_zero_cat(self.features), dim_zero_cat(self.labels)
         nearest = (features @ features.T).fill_diagonal_(-1).argmax(1)
         return (labels[nearest] == labels).float().mean()
-
-
-def random_view(images: Tensor) -> Tensor:
-    """Moves each image by up to one pixel and adds noise."""
-    seeds = torch.randint(2**62, (len(images),), device=images.device)
-    moved = random_crop_and_flip(images, seeds, padding=1, flips=False)
-    return moved + 0.1 * torch.randn_like(moved)
 
 
 def mlp(n_in: int, n_out: int) -> nn.Sequential:
@@ -88,11 +93,6 @@ class ByolModule(BaseModule):
         # Features without spread have collapsed: the student has learned to say always the same.
         self.train_metrics = MetricCollection({"spread": MeanMetric()})
         self.val_metrics = MetricCollection({"knn": NeighbourAccuracy()})
-
-    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int):
-        if self.trainer.training:
-            batch["views"] = torch.cat([random_view(batch["image"]) for _ in range(2)])
-        return batch
 
     def forward_model(self, batch: dict[str, Tensor]) -> Tensor:
         return self.model["encoder"](batch["views" if self.training else "image"])

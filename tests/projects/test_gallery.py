@@ -8,6 +8,8 @@ import importlib
 import json
 import math
 import re
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,16 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import ROOT
 from lightning.pytorch import LightningDataModule, LightningModule
 from restarts import copy_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cifar import write_images
 from test_overrides import hooks_of, numbers, silent
-from tiny import logged
+from tiny import logged, settings
 
 from lightning_trainer import BaseDataModule, BaseModule
+from projects.byol import ByolModule
+
+sys.path.append(str(ROOT / "scripts"))
+import gallery
 
 Results = list[tuple[Any, Any]]  # batches, and what the model makes of each
 
@@ -38,7 +43,7 @@ class Project(NamedTuple):
         score: As the log names it.
         own: The score, worked out by the tests.
         picture: What `visualise` draws, without its mode.
-        best: A score that its config reaches.
+        best: A score that its config reaches; None where its data is not at hand.
         options: What makes it small, or gives it data.
     """
 
@@ -46,7 +51,7 @@ class Project(NamedTuple):
     score: str
     own: Callable[[Results], float]
     picture: str
-    best: float
+    best: float | None
     options: tuple[str, ...] = ()
 
 
@@ -155,7 +160,7 @@ def error_of_drawing(results: Results) -> float:
 GALLERY = [
     Project("digits", "accuracy, higher is better", accuracy, "predictions", 0.95),
     Project(
-        *("cifar", "accuracy, higher is better", accuracy, "predictions", 0.6),
+        *("cifar", "accuracy, higher is better", accuracy, "predictions", None),
         ("--data.root=IMAGES", "--model.n_classes=3", "--data.n_workers=0"),
     ),
     Project("segmentation", "miou, higher is better", mean_iou, "overlays", 0.7),
@@ -168,32 +173,44 @@ GALLERY = [
     ),
     Project("detection", "averageprecision, higher is better", average_precision, "boxes", 0.8),
     Project("byol", "knn, higher is better", nearest_neighbours, "nearest", 0.95),
+    Project(
+        *("finetune", "accuracy, higher is better", accuracy, "predictions", 0.8),
+        ("--init_from=BYOL",),
+    ),
+    Project("gan", "frechet, lower is better", frechet_distance, "made", 10),
+    Project("vae", "mae, lower is better", error_of_drawing, "drawn", 0.1),
 ]
 every_project = pytest.mark.parametrize("project", GALLERY, ids=[p.name for p in GALLERY])
 FEW = (
     *("--trainer.max_steps=4", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=2"),
-    *("--model.vis_iterations=4", "--data.batch_size=16", "--seed_everything=0"),
+    *("--model.vis_iterations=4", "--seed_everything=0"),
 )
 LINE = re.compile(
-    r"Iteration +(\d+)/4 \| \w+/s: \d+\.\d \| loss: \S+ \| "
+    r"Iteration +(\d+)/4 \| \w+/s: \d+\.\d \| loss: \S+(?: \(\w+ \S+(?:, \w+ \S+)*\))? \| "
     r"time elapsed: \d\dh\d\dm\d\ds \| time left: \d\dh\d\dm\d\ds"
 )
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images"))
+def files(tmp_path_factory) -> dict[str, str]:
+    """What stands for words in the options of projects."""
+    folder = tmp_path_factory.mktemp("files")
+    module = ByolModule()
+    module.create_model()
+    torch.save(module.state_dict(), folder / "byol.pt")
+    return {"IMAGES": str(write_images(folder / "images")), "BYOL": str(folder / "byol.pt")}
 
 
 @pytest.fixture
-def begin(images, tmp_path):
-    """The options of `fit` that make a few iterations of a project."""
+def begin(files, tmp_path):
+    """The options of `fit` for a project, small as the tests need it."""
 
     def begin_(project: Project, *options: str) -> list[str]:
+        given = " ".join(project.options)
+        for word, path in files.items():
+            given = given.replace(word, path)
         config = str(ROOT / f"configs/{project.name}.yaml")
-        given = [option.replace("IMAGES", str(images)) for option in project.options]
-        output_path = f"--output_path={tmp_path / 'experiments'}"
-        return ["--config", config, output_path, *FEW, *given, *options]
+        return ["--config", config, "--data.batch_size=16", *given.split(), *options]
 
     return begin_
 
@@ -219,8 +236,7 @@ def batches(data: BaseDataModule, dataset: Any, size: int = 7) -> list[Any]:
 
 def own_score(project: Project, session: Path) -> float:
     """The score of a session's last checkpoint, without the layer's loops and metrics."""
-    settings = yaml.safe_load((session / "config.yaml").read_text())
-    data, module = make(settings["data"]), make(settings["model"])
+    data, module = (make(settings(session)[part]) for part in ("data", "model"))
     data.trainer = SimpleNamespace(datamodule=data)
     data.create_data()
     module.trainer = data.trainer
@@ -242,12 +258,12 @@ def take_all_hooks(project: Project, session: Path) -> list[str]:
 
     They draw nothing, to be quick.
     """
-    settings, options = yaml.safe_load((session / "config.yaml").read_text()), []
+    parts, options = settings(session), []
     for part, base, lightning in (
         ("model", BaseModule, LightningModule),
         ("data", BaseDataModule, LightningDataModule),
     ):
-        cls = class_of(settings[part])
+        cls = class_of(parts[part])
         hooks = [hook for hook in hooks_of(lightning) if getattr(cls, hook) is getattr(base, hook)]
         hooks = [hook for hook in hooks if (part, hook) != ("data", "setup")]
         name = f"Silent{cls.__name__}"
@@ -266,10 +282,10 @@ def near(value: float) -> Any:
 
 @every_project
 def test_a_project_keeps_the_contract(project, run, begin, tmp_path, monkeypatch):
-    copies = tmp_path / "copies"
+    copies, few = tmp_path / "copies", [*FEW, f"--output_path={tmp_path / 'experiments'}"]
     with monkeypatch.context() as patch:
         copy_at(patch, "on_validation_end", (2, 4), copies)
-        code, out, err = run("fit", *begin(project))
+        code, out, err = run("fit", *begin(project, *few))
     assert code == 0, err
     [session] = (tmp_path / "experiments").iterdir()
     own = {step: own_score(project, copies / str(step)) for step in (2, 4)}
@@ -287,10 +303,9 @@ def test_a_project_keeps_the_contract(project, run, begin, tmp_path, monkeypatch
 
     # The checkpoints, and what is told of them later.
     assert torch.load(session / "checkpoints/best.ckpt")["global_step"] == best
-    for command, mode in (("test", "Test"), ("validate", "Val")):
-        code, out, err = run(command, "--ckpt_path", session)
-        assert code == 0, err
-        assert numbers_after(out, f"{mode} score ({project.score})") == near([own[best]])
+    code, out, err = run("test", "--ckpt_path", session)
+    assert code == 0, err
+    assert numbers_after(out, f"Test score ({project.score})") == near([own[best]])
     [row] = json.loads(run("sessions", tmp_path / "experiments", "--format=json")[1])
     assert (row["state"], row["at"]) == ("finished", best)
     assert row["best"] == pytest.approx(own[best], rel=1e-4)
@@ -306,7 +321,79 @@ def test_a_project_keeps_the_contract(project, run, begin, tmp_path, monkeypatch
         assert {f"{mode}/{project.picture}", f"{mode}/{project.picture}/text_summary"} & drawn
 
     # A project may take any hook of Lightning.
-    code, out, err = run("fit", *begin(project, *take_all_hooks(project, session)))
+    code, out, err = run("fit", *begin(project, *few, *take_all_hooks(project, session)))
     assert code == 0, err
     [other] = {*(tmp_path / "experiments").iterdir()} - {session}
     assert numbers(other) == trained
+
+
+@pytest.mark.slow
+@every_project
+def test_a_project_that_is_killed_goes_on_bitwise_equal(
+    project, run, begin, tmp_path, monkeypatch, forking_verify
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, out, err = run("verify", *begin(project))
+    assert code == 0, out + err
+    assert "EQUAL: bitwise as if it had never been killed." in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "project", [p for p in GALLERY if p.best is not None], ids=lambda project: project.name
+)
+def test_the_config_of_a_project_reaches_its_score(project, run, tmp_path):
+    options = [f"--output_path={tmp_path / 'experiments'}"]
+    if "--init_from=BYOL" in project.options:
+        options.append(f"--init_from={trained(run, 'byol', tmp_path / 'byol')}")
+    session = trained(run, project.name, tmp_path / "experiments", *options)
+    found = re.search(r"^Best score: +(\S+)", (session / "log.txt").read_text(), re.M)[1]
+    assert float(found) < project.best if "lower" in project.score else float(found) > project.best
+    for command, told in (("validate", f"Val score ({project.score}): {found[:5]}"),):
+        code, out, err = run(command, "--ckpt_path", session)
+        assert (code, told in out) == (0, True), out + err
+    code, out, err = run("compare", session, "--output", tmp_path / "compare.png")
+    assert (code, found[:5] in out) == (0, True), out + err
+    # Gone on with, nothing says that it is not exact.
+    n_iterations = settings(session)["trainer"]["max_steps"] + 3
+    code, _, err = run("fit", "--ckpt_path", session, f"--trainer.max_steps={n_iterations}")
+    assert (code, "not bitwise exact" in err) == (0, False), err
+
+
+def trained(run: Callable, name: str, output_path: Path, *options: str) -> Path:
+    """The session of a project's own config."""
+    config = ROOT / f"configs/{name}.yaml"
+    code, _, err = run("fit", "--config", config, "--output_path", output_path, *options)
+    assert code == 0, err
+    [session] = output_path.iterdir()
+    return session
+
+
+# The page.
+PAGE = (ROOT / "docs/gallery.md").read_text()
+
+
+def test_the_page_has_a_row_and_a_section_for_each_project():
+    names = {p.name for p in GALLERY} - {"cifar"}
+    assert {*gallery.rows()} == names == {*re.findall(r"^## (\w+)$", PAGE, re.M)}
+    folders = {path.parent.name for path in (ROOT / "projects").glob("*/__init__.py")}
+    assert folders == names | {"cifar", "cifar_fast"}
+
+
+def test_the_lines_of_the_table_are_counted_right_and_at_most_120():
+    assert gallery.table() in PAGE
+    assert all(gallery.n_lines(name) <= 120 for name in gallery.rows())
+
+
+def test_the_page_tells_nothing_that_has_not_been_run():
+    for name, (_, _, seconds, score, equal) in gallery.rows().items():
+        assert (int(seconds) < 120, equal) == (True, "yes"), name
+        log = re.search(rf"<!-- log of {name} -->\n```\n(.*?)\n```", PAGE, re.DOTALL)[1]
+        best, told = re.fullmatch(r"(\S+) \((.*)\)", score).groups()
+        assert f"Val score ({told}): " in log
+        assert re.search(rf"^Best score: +{re.escape(best)} at iteration \d+$", log, re.M)
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((gallery/\S+)\)", PAGE))
+def test_the_pictures_of_the_page_are_there_and_small(path):
+    assert (ROOT / "docs" / path).stat().st_size < 100_000

@@ -34,7 +34,7 @@ class TeacherModule(TinyModule):
 
 
 class ManualModule(TinyModule):
-    """Two optimisers that the project steps itself: two iterations a batch."""
+    """Two optimisers that the project steps itself, both in one iteration."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)

@@ -54,6 +54,15 @@ def require(owner: Any, hook: str, attribute: str, kind: Any) -> None:
         )
 
 
+def require_override(owner: Any, hook: str, base: type) -> None:
+    """Raises a TypeError if a class with several optimisers leaves a hook as its base has it."""
+    if getattr(type(owner), hook) is getattr(base, hook):
+        raise TypeError(
+            f"`{type(owner).__name__}.create_optimiser` sets several optimisers: override "
+            f"`{hook}`, and call `self.optimise(NAME, loss)` in it for each"
+        )
+
+
 def check_metrics(module: Any) -> None:
     """Raises a ValueError for a metric that would count training and validation together."""
     both = (module.train_metrics, module.val_metrics)

@@ -7,29 +7,28 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
+from lightning_trainer.base.batches import Batch, count
 from lightning_trainer.base.compiling import CompiledStep, Mode, output_and_loss
-from lightning_trainer.base.fusing import fuse
 from lightning_trainer.base.hook_checks import (
     call_hook,
     check_metrics,
     check_weights,
-    refuse_to_count,
     require,
     require_hooks,
+    require_override,
 )
 from lightning_trainer.base.losses import of_step
 from lightning_trainer.base.metrics import named_metrics, update_metrics
+from lightning_trainer.base.optimising import configure, optimise
 from lightning_trainer.base.results import LogResults
+from lightning_trainer.base.tensorboard import writer_of
 from lightning_trainer.internals import CURRENT_HOOK
-
-Batch = dict[str, Any]
 
 
 class BaseModule(pl.LightningModule):
@@ -68,6 +67,7 @@ class BaseModule(pl.LightningModule):
     scheduler: Any
     train_metrics: Any
     val_metrics: Any
+    examples_unit = "examples"  # of what `count_examples` counts
 
     def __init__(
         self,
@@ -111,6 +111,9 @@ class BaseModule(pl.LightningModule):
         Optionally sets `self.scheduler`, stepped after every iteration (a `ReduceLROnPlateau` after
         every validation, with the score). `self.trainer.max_steps` is the number of iterations.
         Called again to compare settings when a run goes on, so make new objects on each call.
+
+        Several are a dict or a list. Then override `training_step`, which calls `self.optimise` for
+        each and returns a dict of named losses. One call of it is one iteration.
         """
 
     @abstractmethod
@@ -161,25 +164,16 @@ class BaseModule(pl.LightningModule):
         Raises:
             RuntimeError: If the trainer has no TensorBoard logger.
         """
-        for logger in self.trainer.loggers:
-            if isinstance(logger, TensorBoardLogger | DummyLogger):  # the latter in a fast_dev_run
-                return logger.experiment
-        raise RuntimeError(
-            "`self.tensorboard` needs a TensorBoardLogger: the command line always has one, "
-            "a `pl.Trainer` of your own takes it as `logger`"
-        )
+        return writer_of(self.trainer)
 
     def count_examples(self, batch: Batch) -> int:
-        """Number of examples in `batch`. Assumes that its first tensor has shape (B, ...).
+        """Number of examples in `batch`; by default its first tensor has shape (B, ...).
 
-        Raises:
-            TypeError: If there is no such tensor; then override it.
+        Means over an evaluation are weighted by it. Override it where a batch has no such tensor,
+        or to count others, e.g. tokens with the class attribute `examples_unit = "tokens"`.
         """
-        values = batch.values() if isinstance(batch, Mapping) else batch
-        for value in values:
-            if isinstance(value, Tensor) and value.ndim:
-                return len(value)
-        refuse_to_count(self, values)
+        first = next(iter(batch.values())) if type(batch) is dict and batch else None
+        return len(first) if isinstance(first, Tensor) and first.ndim else count(self, batch)
 
     @property
     def score_key(self) -> str:
@@ -204,18 +198,23 @@ class BaseModule(pl.LightningModule):
         check_metrics(self)
 
     def configure_optimizers(self) -> Any:
-        call_hook(self, "create_optimiser", "optimiser", torch.optim.Optimizer)
-        fuse(self, self.optimiser, self.__fuses)
-        if self.scheduler is None:
-            return self.optimiser
-        require(self, "create_optimiser", "scheduler", LRScheduler)
-        config = {"scheduler": self.scheduler, "interval": "step", "reduce_on_plateau": False}
-        return {"optimizer": self.optimiser, "lr_scheduler": config}
+        call_hook(self, "create_optimiser", "optimiser", (Optimizer, dict, list))
+        if not isinstance(self.optimiser, Optimizer):
+            require_override(self, "training_step", BaseModule)
+        return configure(self, self.__fuses)
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds `LogResults` where the trainer is not the command line's."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         return [] if any(isinstance(c, LogResults) for c in callbacks) else [LogResults()]
+
+    def optimise(self, which: str | int, loss: Tensor) -> None:
+        """Steps one of several optimisers, from `training_step`.
+
+        `which` is its key in `self.optimiser`, or its position. Its gradients are set to zero,
+        `loss` goes backward, the gradients are clipped as `trainer.gradient_clip_val` says.
+        """
+        optimise(self, which, loss)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Steps the scheduler after an iteration; LogResults steps a `ReduceLROnPlateau`."""

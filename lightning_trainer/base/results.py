@@ -1,17 +1,19 @@
 """LogResults: from the batches of an evaluation to its losses, score and metrics."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_trainer.base.losses import MeanLosses, loss_of, named_losses
 from lightning_trainer.base.metrics import compute_metrics
+from lightning_trainer.base.optimising import end_batch, step_plateaus
 from lightning_trainer.base.scoring import check_direction, check_score
+from lightning_trainer.internals_of_optimising import count_batches
 
 
 class LogResults(Callback):
@@ -33,6 +35,8 @@ class LogResults(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         check_direction(pl_module)
+        if not pl_module.automatic_optimization:
+            count_batches(trainer, partial(end_batch, pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         self._sets = set_names(trainer)
@@ -75,8 +79,8 @@ class LogResults(Callback):
         """
         results = self._all_results(trainer, pl_module)
         train_results = compute_metrics(pl_module.train_metrics, "train")
-        if in_training(trainer) and isinstance(pl_module.scheduler, ReduceLROnPlateau):
-            pl_module.scheduler.step(results[pl_module.score_key])
+        if in_training(trainer):
+            step_plateaus(pl_module, results[pl_module.score_key])
         pl_module.log_dict(results | train_results, logger=self._to_loggers)
         self.train_results = {name: value.item() for name, value in train_results.items()}
 

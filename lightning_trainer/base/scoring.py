@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.metric import CompositionalMetric
 
 from lightning_trainer.base.metrics import named_metrics
+from lightning_trainer.base.optimising import by_name
 
 Direction = Literal["max", "min"]
 
@@ -43,8 +44,9 @@ def check_direction(module: Any) -> None:
             f"`score_mode` is {given!r}, but the metric says that a {_word(found)} `{name}` is "
             "better: leave `score_mode` out if the metric is right"
         )
-    scheduler = module.scheduler
-    if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode != (given or found):
+    for scheduler in by_name(module.scheduler).values():
+        if not isinstance(scheduler, ReduceLROnPlateau) or scheduler.mode == (given or found):
+            continue
         raise ValueError(
             f"the scheduler's `mode` is {scheduler.mode!r}, but it is stepped with the score, of "
             f"which a {_word(given or found)} one is better (`{name}`): give it "

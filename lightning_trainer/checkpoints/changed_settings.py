@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_trainer.base.optimising import by_name
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
 from lightning_trainer.session.settings import differences
@@ -33,13 +34,15 @@ class ApplyChangedSettings(RunCallback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         self._restored = layer_state(checkpoint).get("optimiser") or {}
-        for group in self._restored.get("groups", {}).values():
-            group.pop("fused", None)  # was saved by older versions
+        for each in _each(self._restored).values():
+            for group in each.get("groups", {}).values():
+                group.pop("fused", None)  # was saved by older versions
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Reads the settings before the checkpoint's replace them."""
-        if trainer.optimizers and isinstance(pl_module.optimiser, Optimizer):
-            self._fresh = _settings(pl_module)
+        optimisers = by_name(pl_module.optimiser).values()
+        if trainer.optimizers and all(isinstance(each, Optimizer) for each in optimisers):
+            self._fresh = _settings(pl_module) if optimisers else {}
         if not (self._restored and self._fresh):
             return
         before, now = map(_kind, (self._restored, self._fresh))
@@ -54,46 +57,65 @@ class ApplyChangedSettings(RunCallback):
         changes = differences(restored, self._fresh) if restored else []
         if not changes:
             return
-        _apply(pl_module, trainer.optimizers[0], restored["groups"])
+        _apply(pl_module, _each(restored))
         if trainer.is_global_zero:
             print(f"Changed optimiser settings, from iteration {trainer.global_step + 1} on:")
             print(*(f"    {change}" for change in changes), sep="\n", flush=True)
 
 
+def _each(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each of several optimisers, or of the one that has no name."""
+    each: dict[str, dict[str, Any]] = settings.get("optimisers", {"": settings})
+    return each
+
+
 def _kind(settings: dict[str, Any]) -> str:
-    sizes = [group["n_tensors"] for group in settings["groups"].values()]
-    return f"{settings['kind']} over groups of {sizes} tensors"
+    kinds = []
+    for name, each in _each(settings).items():
+        sizes = [group["n_tensors"] for group in each["groups"].values()]
+        told = f" as {name!r}" if name else ""
+        kinds.append(f"{each['kind']}{told} over groups of {sizes} tensors")
+    return " and ".join(kinds)
 
 
 def _settings(pl_module: Any) -> dict[str, Any]:
+    optimisers = {name: _of_optimiser(o) for name, o in by_name(pl_module.optimiser).items()}
+    schedulers = {n: s.state_dict() for n, s in by_name(pl_module.scheduler).items()}
+    if "" in optimisers:
+        settings = {**optimisers[""], "scheduler": schedulers.get("", {})}
+    else:
+        settings = {"optimisers": optimisers, "schedulers": schedulers}
+    return copy.deepcopy(settings)
+
+
+def _of_optimiser(optimiser: Optimizer) -> dict[str, Any]:
     groups = {
         str(i): {"n_tensors": len(group["params"]), **_plain_settings(group)}
-        for i, group in enumerate(pl_module.optimiser.param_groups)
+        for i, group in enumerate(optimiser.param_groups)
     }
-    return copy.deepcopy(
-        {
-            "kind": type(pl_module.optimiser).__name__,
-            "groups": groups,
-            "scheduler": {} if pl_module.scheduler is None else pl_module.scheduler.state_dict(),
-        }
-    )
+    return {"kind": type(optimiser).__name__, "groups": groups}
 
 
-def _apply(pl_module: Any, optimiser: Optimizer, old_groups: dict[str, Any]) -> None:
-    scheduler = pl_module.scheduler
+def _apply(pl_module: Any, old: dict[str, dict[str, Any]]) -> None:
+    """Gives the optimisers what `create_optimiser` makes now; `old` is what it made before."""
+    kept = pl_module.optimiser, pl_module.scheduler
     pl_module.scheduler = None
     pl_module.create_optimiser()
-    new_optimiser, new_scheduler = pl_module.optimiser, pl_module.scheduler
-    pl_module.optimiser, pl_module.scheduler = optimiser, scheduler
-    if scheduler is not None and new_scheduler is not None:
-        scheduler.load_state_dict(_at_iteration(new_scheduler, scheduler))
-    groups = zip(optimiser.param_groups, new_optimiser.param_groups, strict=True)
-    for i, (group, new) in enumerate(groups):
-        reduced = 1.0
-        if isinstance(scheduler, ReduceLROnPlateau):  # its reductions so far, as a factor
-            reduced = group["lr"] / old_groups[str(i)]["lr"]
-        group.update(_plain_settings(new))
-        group["lr"] *= reduced
+    new_optimisers, new_schedulers = by_name(pl_module.optimiser), by_name(pl_module.scheduler)
+    pl_module.optimiser, pl_module.scheduler = kept
+    schedulers = by_name(pl_module.scheduler)
+    for name in schedulers.keys() & new_schedulers.keys():
+        scheduler = schedulers[name]
+        scheduler.load_state_dict(_at_iteration(new_schedulers[name], scheduler))
+    plateaus = [s for s in schedulers.values() if isinstance(s, ReduceLROnPlateau)]
+    for name, optimiser in by_name(pl_module.optimiser).items():
+        is_reduced = any(plateau.optimizer is optimiser for plateau in plateaus)
+        groups = zip(optimiser.param_groups, new_optimisers[name].param_groups, strict=True)
+        for i, (group, new) in enumerate(groups):
+            # Its reductions so far, as a factor.
+            reduced = group["lr"] / old[name]["groups"][str(i)]["lr"] if is_reduced else 1.0
+            group.update(_plain_settings(new))
+            group["lr"] *= reduced
 
 
 def _at_iteration(new: Any, old: Any) -> dict[str, Any]:

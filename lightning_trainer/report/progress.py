@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_trainer.base.data import SessionLoader
+from lightning_trainer.base.optimising import by_name
 from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.finite import check_line
 from lightning_trainer.internals import is_compiled
@@ -236,7 +237,14 @@ class PrintProgress(RunCallback):
 
 
 def _learning_rates(trainer: pl.Trainer) -> dict[str, float]:
-    groups = [group for optimiser in trainer.optimizers for group in optimiser.param_groups]
-    if len(groups) == 1:
-        return {"learning_rate": float(groups[0]["lr"])}
-    return {f"learning_rate/group_{i}": float(group["lr"]) for i, group in enumerate(groups)}
+    """Of each optimiser, by its name if there are several, and of each of its groups."""
+    optimisers = by_name(getattr(trainer.lightning_module, "optimiser", None))
+    groups = {name: optimiser.param_groups for name, optimiser in optimisers.items()}
+    if len(groups) != len(trainer.optimizers):  # those of a project's own `configure_optimizers`
+        groups = {"": [group for each in trainer.optimizers for group in each.param_groups]}
+    rates: dict[str, float] = {}
+    for name, of_one in groups.items():
+        prefix = f"learning_rate/{name}".rstrip("/")
+        for i, group in enumerate(of_one):
+            rates[prefix if len(of_one) == 1 else f"{prefix}/group_{i}"] = float(group["lr"])
+    return rates

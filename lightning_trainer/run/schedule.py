@@ -126,8 +126,6 @@ def _n_iterations(trainer: pl.Trainer) -> float:
             accumulate = schedule.get_accumulate_grad_batches(epoch)
         return math.ceil(n_batches / accumulate)
 
-    if len(trainer.optimizers) > 1:  # each step of one counts, and only the project knows when
-        return trainer.max_steps if trainer.max_steps >= 0 else math.inf
     now = trainer.current_epoch
     n = trainer.global_step + iterations(now, batches - trainer.fit_loop.batch_idx - 1)
     n += sum(iterations(epoch, batches) for epoch in range(now + 1, epochs))

@@ -23,23 +23,35 @@ def exact(points: Tensor) -> Tensor:
     return torch.exp(-DIFFUSIVITY * torch.pi**2 * t) * torch.sin(torch.pi * x)
 
 
-class RandomPoints(torch.utils.data.IterableDataset):
-    """Points of [0, 1] x [0, 1], ever new ones.
+class RandomPoints:
+    """A loader of ever new points in [0, 1] x [0, 1].
 
-    They are drawn from torch's own generator, which is seeded by the position in the run.
+    They are drawn from torch's own generator, which is seeded by the position in the run: the
+    loader has nothing to keep, and says so by an empty state.
     """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
-            yield {"point": torch.rand(2)}
+            yield {"point": torch.rand(self.batch_size, 2)}
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
 
 
 class PinnData(BaseDataModule):
     def create_data(self) -> None:
-        self.train_dataset = RandomPoints()
         axis = torch.linspace(0, 1, 33)
         self.val_dataset = [{"point": point} for point in torch.cartesian_prod(axis, axis)]
         self.test_dataset = self.predict_dataset = self.val_dataset
+
+    def train_dataloader(self) -> RandomPoints:
+        return RandomPoints(self.batch_size)
 
 
 class Heat(nn.Module):

@@ -55,9 +55,10 @@ class FinetuneModule(BaseModule):
         self.loss_fn = nn.CrossEntropyLoss()
 
     def create_optimiser(self) -> None:
-        # BackboneFinetuning adds the others when it thaws them.
-        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimiser = torch.optim.Adam(weights, self.hparams.learning_rate)
+        # BackboneFinetuning adds the encoder's weights when it thaws them.
+        self.optimiser = torch.optim.Adam(
+            self.model["head"].parameters(), self.hparams.learning_rate
+        )
 
     def create_metrics(self) -> None:
         accuracy = MulticlassAccuracy(10, average="micro", validate_args=False)

@@ -26,8 +26,7 @@ def exact(points: Tensor) -> Tensor:
 class RandomPoints:
     """A loader of ever new points in [0, 1] x [0, 1].
 
-    They are drawn from torch's own generator, which is seeded by the position in the run: the
-    loader has nothing to keep, and says so by an empty state.
+    Its draws are seeded by the position in the run: its empty state says that it keeps nothing.
     """
 
     def __init__(self, batch_size: int) -> None:

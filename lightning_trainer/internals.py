@@ -5,69 +5,14 @@ a test that fails when a newer version has changed the part.
 """
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import Callback
-    from lightning.pytorch.profilers import Profiler
     from torchmetrics import Metric, MetricCollection
-
-# Lightning 2.0: the attribute of a module that names the hook being called. Lightning sets it some
-# 40 times a step, at 2 us each through `nn.Module.__setattr__`.
-CURRENT_HOOK = "_current_fx_name"
-
-
-def skip_empty_hooks(callbacks: Iterable["Callback"]) -> Callable[[], None]:
-    """Keeps Lightning from calling, at each batch, hooks that a callback does not define.
-
-    Lightning 2.0 skips a hook that is not callable. A call costs 2 to 3 us: some 20 callbacks times
-    6 hooks are more than the step of a small model. Returns a function that restores the hooks.
-    """
-    from lightning.pytorch.callbacks import Callback
-
-    starts = ("on_before_", "on_after_")
-    each_batch = [name for name in dir(Callback) if name.startswith(starts) or "_batch_" in name]
-    skipped: list[tuple[Callback, list[str]]] = []
-    for callback in callbacks:
-        # Lightning's LambdaCallback has its hooks in the instance.
-        inherited = [n for n in each_batch if getattr(type(callback), n) is getattr(Callback, n)]
-        skipped.append((callback, [name for name in inherited if name not in vars(callback)]))
-        skip_hooks(*skipped[-1])
-
-    def restore() -> None:
-        for each in skipped:
-            call_hooks(*each)
-
-    return restore
-
-
-def skip_hooks(callback: "Callback", names: Iterable[str]) -> None:
-    """Keeps Lightning from calling these hooks of a callback, until `call_hooks`."""
-    for name in names:
-        setattr(callback, name, None)
-
-
-def call_hooks(callback: "Callback", names: Iterable[str]) -> None:
-    """Lets Lightning call these hooks of a callback again."""
-    for name in names:
-        vars(callback).pop(name, None)
-
-
-def without_profiler() -> "Profiler":
-    """A profiler that measures nothing, at a lower cost than Lightning's default.
-
-    Lightning 2.0: `PassThroughProfiler.profile` makes a new context manager for each hook.
-    """
-    from lightning.pytorch.profilers import PassThroughProfiler
-
-    profiler, nothing = PassThroughProfiler(), contextlib.nullcontext()
-    vars(profiler)["profile"] = lambda _: nothing
-    return profiler
 
 
 def stop_asking_for_sigterm(trainer: "pl.Trainer") -> Callable[[], None]:

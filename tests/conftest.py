@@ -240,10 +240,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
 
 
+count_frozen = gc.get_freeze_count
+
+
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what lives as long as the tests: modules, and the tests."""
     gc.collect()
     gc.freeze()
+    gc.get_freeze_count = lambda: 1  # each run asks, and counting half a million takes 50 ms
 
 
 def pytest_sessionfinish() -> None:

@@ -16,11 +16,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import ROOT, TinyDataset, TinyModule, run_process
-from lightning.pytorch.callbacks import Callback, LambdaCallback
+from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import default_collate
-
-from lightning_trainer.internals import skip_empty_hooks
 
 PACKAGE = str(ROOT / "lightning_trainer")
 SHORT, LONG = 30, 130
@@ -89,7 +87,8 @@ def test_calls_of_the_layers_own_functions(each_step):
     calls = each_step(start, read)
     # By Lightning: each of its hooks is one of these, and two of the first.
     assert calls.pop("module.BaseModule.__setattr__") <= 46
-    assert calls.pop("internals.without_profiler.<locals>.<lambda>") <= 31
+    assert calls.pop("internals_of_hooks.without_profiler.<locals>.<lambda>") <= 31
+    assert calls.pop("internals_of_hooks.skip_empty_hooks.<locals>.call_defined") == 6
     assert calls.pop("internals_of_logging.StepCount.__add__") == 2
     of_samples = {name: n for name, n in calls.items() if n > 1}
     assert of_samples.keys() == {
@@ -182,6 +181,7 @@ class TellBlocks(Callback):
             print("blocks", sys.getallocatedblocks())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(config):
     """In a process of its own: threads that other tests have left allocate too."""
     ended = run_process(
@@ -190,33 +190,6 @@ def test_memory_does_not_grow_with_the_steps(config):
     )
     first, last = (int(count) for count in re.findall(r"^blocks (\d+)$", ended.stdout, re.M))
     assert last - first < (TellBlocks.steps[1] - TellBlocks.steps[0]) / 2
-
-
-def test_a_callback_costs_only_the_hooks_it_has(run, config):
-    """Private to Lightning: it passes over what can't be called."""
-    code, _, err = run("fit", "--config", config, "--trainer.callbacks=test_costs.OneHook")
-    assert code == 0, err
-    assert (OneHook.ended, OneHook.on_train_batch_start) == (23, pl.Callback.on_train_batch_start)
-    assert OneHook.skipped == {None}
-    assert "on_train_batch_start" not in vars(OneHook.last)  # given back
-
-
-class OneHook(pl.Callback):
-    def setup(self, *args, **kwargs) -> None:
-        OneHook.last, OneHook.ended, OneHook.skipped = self, 0, set()
-
-    def on_train_batch_end(self, *args) -> None:
-        OneHook.ended += 1
-        OneHook.skipped.add(self.on_train_batch_start)
-
-
-def test_a_hook_that_only_the_instance_has_is_called():
-    ended: list[int] = []
-    callback = LambdaCallback(on_train_batch_end=lambda *args: ended.append(1))
-    skip_empty_hooks([callback])
-    assert callback.on_train_batch_start is None
-    callback.on_train_batch_end()
-    assert ended == [1]
 
 
 def test_a_profiler_that_is_asked_for_sees_the_hooks(run, config, tmp_path):

@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops import training_epoch_loop
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -25,11 +24,9 @@ from torchmetrics import MeanMetric, MetricCollection, SumMetric
 from torchmetrics.wrappers import MinMaxMetric, Running
 
 from lightning_trainer.internals import (
-    CURRENT_HOOK,
     METRIC_COUNTERS,
     add_summary,
     allow_iterations,
-    call_hooks,
     is_compiled,
     is_open,
     let_step_unscale,
@@ -40,12 +37,9 @@ from lightning_trainer.internals import (
     seed_gpu,
     set_timeout,
     set_update_count,
-    skip_empty_hooks,
-    skip_hooks,
     stop_asking_for_sigterm,
     update_groups,
     was_updated,
-    without_profiler,
 )
 from lightning_trainer.run.epochs import resume_epoch, settle_progress
 
@@ -58,17 +52,6 @@ def trainer(**options) -> pl.Trainer:
     return pl.Trainer(**quiet, **options)
 
 
-class CountBatches(Callback):
-    def __init__(self) -> None:
-        self.n_started = self.n_ended = 0
-
-    def on_train_batch_start(self, *args) -> None:
-        self.n_started += 1
-
-    def on_train_batch_end(self, *args) -> None:
-        self.n_ended += 1
-
-
 class SaveAt(Callback):
     def __init__(self, iteration: int, path: Path) -> None:
         self.iteration, self.path = iteration, path
@@ -76,45 +59,6 @@ class SaveAt(Callback):
     def on_train_batch_end(self, trainer, *args) -> None:
         if trainer.global_step == self.iteration:
             trainer.save_checkpoint(self.path)
-
-
-def test_lightning_names_the_hook_that_it_calls_in_the_module():
-    seen = []
-
-    class Own(TinyModule):
-        def on_train_batch_start(self, batch, batch_idx) -> None:
-            seen.append(vars(self)[CURRENT_HOOK])
-
-    trainer().fit(Own(), datamodule=TinyData())
-    assert seen == ["on_train_batch_start"] * 2
-
-
-def test_lightning_passes_over_a_hook_that_can_not_be_called_until_it_is_given_back():
-    callback = CountBatches()
-    skip_hooks(callback, ["on_train_batch_start"])
-    trainer(callbacks=[callback]).fit(TinyModule(), datamodule=TinyData())
-    assert (callback.n_started, callback.n_ended) == (0, 2)
-    call_hooks(callback, ["on_train_batch_start"])
-    trainer(callbacks=[callback]).fit(TinyModule(), datamodule=TinyData())
-    assert (callback.n_started, callback.n_ended) == (2, 4)
-
-
-def test_only_the_hooks_that_a_callback_lacks_are_skipped():
-    callback = CountBatches()
-    restore = skip_empty_hooks([callback])
-    skipped = {name for name, value in vars(callback).items() if value is None}
-    assert {"on_before_backward", "on_validation_batch_end", "on_after_backward"} <= skipped
-    assert not skipped & {"on_train_batch_start", "on_train_batch_end", "on_train_start"}
-    restore()
-    assert None not in vars(callback).values()
-
-
-def test_lightnings_profiler_that_measures_nothing_is_replaced_by_one_that_costs_less():
-    assert isinstance(trainer().profiler, PassThroughProfiler)
-    with without_profiler().profile("anything") as nothing:
-        assert nothing is None
-    source = inspect.getsource(PassThroughProfiler.profile)
-    assert "yield" in source  # a generator for each call: the reason
 
 
 def test_lightning_no_longer_asks_about_sigterm_until_that_is_given_back():

@@ -61,6 +61,7 @@ def test_ctrl_c_ends_a_sweep(place):
     assert sh(script, place).stdout == "run\n"
 
 
+@pytest.mark.slow
 def test_a_search_gives_a_session_for_each_trial_and_goes_on(place):
     pytest.importorskip("optuna")
     [command] = re.findall(r"^python (scripts/search.py .*)$", block_after("search"), re.M)
@@ -79,6 +80,7 @@ def test_a_search_gives_a_session_for_each_trial_and_goes_on(place):
     assert f"Best: {best:.4f} by trial0" in process.stdout
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_scored_and_tested(place):
     [command] = re.findall(r"^python (cli.py fit .*AverageWeights.*)$", RECIPES, re.M)
     process = sh(f"python {command} {SMALL}", place)

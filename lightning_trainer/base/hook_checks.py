@@ -107,6 +107,7 @@ def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> No
     if wrong:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(
-            f"the checkpoint is of another model: {'; '.join(sorted(wrong)[:5])}{more}. Give "
-            "the settings it was trained with, or start a new session without `--ckpt_path`"
+            f"the checkpoint is of another model: {'; '.join(sorted(wrong)[:5])}{more}. Give the "
+            "settings it was trained with, or let a new session take what fits, by `--config FILE "
+            "--init_from PATH` in place of `--ckpt_path`"
         )

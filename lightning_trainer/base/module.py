@@ -28,7 +28,7 @@ from lightning_trainer.base.metrics import named_metrics, update_metrics
 from lightning_trainer.base.optimising import configure, optimise
 from lightning_trainer.base.results import LogResults
 from lightning_trainer.base.tensorboard import writer_of
-from lightning_trainer.internals import CURRENT_HOOK
+from lightning_trainer.internals_of_hooks import CURRENT_HOOK
 
 
 class BaseModule(pl.LightningModule):

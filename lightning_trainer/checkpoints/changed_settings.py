@@ -49,7 +49,7 @@ class ApplyChangedSettings(RunCallback):
         if before != now:
             raise ValueError(
                 f"the checkpoint's optimiser is {before}, `create_optimiser` makes {now}: "
-                "keep it as it was, or start a new session"
+                "keep it as it was, or begin a new session with its weights by `--init_from`"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -66,9 +66,9 @@ class Restart:
         elif fault := find_fault(target):
             raise ValueError(f"`--ckpt_path` is {path!r}, which {fault}{_others(session, target)}")
         at = *progress(header := read_header(target)), bool(layer_state(header).get("rows"))
-        if new_session:
-            return cls(target, None, *at, {}, {}, passed_over)
         stored = dict(part(layer_state(header), "settings"))
+        if new_session:
+            return cls(target, None, *at, {}, stored, passed_over)
         config = _settings(path, session, stored)
         if session and config is stored:
             passed_over.append(f"{session.config} {_LOST}: the settings in {target} are taken")

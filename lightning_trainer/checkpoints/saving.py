@@ -13,7 +13,8 @@ from lightning_trainer.checkpoints.averaging import end_validation, share_buffer
 from lightning_trainer.checkpoints.finite import check_finite
 from lightning_trainer.checkpoints.stopping import end_by_signal
 from lightning_trainer.checkpoints.writing import begin, finish, raise_failure, settle_best, write
-from lightning_trainer.internals import call_hooks, skip_hooks, validation_is_due
+from lightning_trainer.internals import validation_is_due
+from lightning_trainer.internals_of_hooks import call_hooks, skip_hooks
 from lightning_trainer.internals_of_logging import call_after_batch
 from lightning_trainer.run.schedule import catch_up
 from lightning_trainer.run.state import RULE, RunCallback

@@ -44,6 +44,7 @@ def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
         "iterations": record.iteration,
         "max_steps": record.max_steps,
         "score": record.score_name,
+        "mode": record.score_mode,
         "best": record.best_score,
         "at": record.best_iteration,
         "examples_per_s": record.examples_per_s,
@@ -55,6 +56,9 @@ def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
 
 def sort(records: list[Record], column: str) -> list[Record]:
     """Sorts by a column, -COLUMN with the highest first; sessions without a value come last.
+
+    Scores of different names or directions are not compared: "-best" has the sessions of each one
+    together, the best of them first, whether that is the highest or the lowest.
 
     Raises:
         ValueError: If there is no such column.
@@ -77,7 +81,25 @@ def sort(records: list[Record], column: str) -> list[Record]:
 
     known = [record for record in records if row(record, options)[name] is not None]
     unknown = [record for record in records if row(record, options)[name] is None]
+    if name == "best":
+        return _by_score(known, column.startswith("-")) + unknown
     return sorted(known, key=key, reverse=column.startswith("-")) + unknown
+
+
+def _by_score(records: list[Record], best_first: bool) -> list[Record]:
+    def key(record: Record) -> tuple[str, float]:
+        score = record.best_score or 0.0
+        return score_of(record) or "", -score if best_first == (
+            record.score_mode != "min"
+        ) else score
+
+    return sorted(records, key=key)
+
+
+def score_of(record: Record) -> str | None:
+    """Name and direction of a session's score, e.g. "accuracy (max)"; None if it is not known."""
+    name = record.score_name and record.score_name.removeprefix("val/")
+    return f"{name} ({record.score_mode})" if name and record.score_mode else name
 
 
 def shown_columns(records: list[Record]) -> list[Column]:
@@ -91,6 +113,7 @@ def shown_columns(records: list[Record]) -> list[Column]:
         Column("session", short_names(records), is_text=True),
         Column("state", [record.state for record in records], is_text=True),
         Column("iterations", [_iterations(record) for record in records]),
+        Column("score", cells(map(score_of, records)), is_text=True),
         Column("best", cells((record.best_score for record in records), ".4f")),
         Column("at", cells(record.best_iteration for record in records)),
         *(_option_column(records, option, options) for option in options),

@@ -6,7 +6,7 @@ import math
 import sys
 from pathlib import Path
 
-from lightning_trainer.commands.columns import short_names, shown_columns
+from lightning_trainer.commands.columns import score_of, short_names, shown_columns
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.sessions import (
     find_sessions,
@@ -34,6 +34,7 @@ def compare(argv: list[str]) -> int:
         parser.error(str(ex))
     print(_side_by_side(records), end="", flush=True)
     tell_damage(records)
+    _tell_scores(records)
     try:
         curves = read_curves(records, options.number)
     except ValueError as ex:
@@ -41,7 +42,8 @@ def compare(argv: list[str]) -> int:
     from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
 
     try:
-        draw_curves(curves, options.smooth, options.output)
+        modes = {record.score_name: record.score_mode for record in records}
+        draw_curves(curves, options.smooth, options.output, None, modes)
     except (OSError, ValueError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else ex
         parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
@@ -143,6 +145,16 @@ def _side_by_side(records: list[Record]) -> str:
     ]
     text, left_out = format_table([titles, *turned], terminal_width())
     return format_records(records, "table") if left_out else text
+
+
+def _tell_scores(records: list[Record]) -> None:
+    """Prints which sessions have which score, if they differ: such scores can't be compared."""
+    labels = zip(records, _labels(records), strict=True)
+    named = [(score, label) for record, label in labels if (score := score_of(record))]
+    of_score = {score: [label for other, label in named if other == score] for score, _ in named}
+    if len(of_score) > 1:
+        parts = [f"{show_text(score)} of {', '.join(of)}" for score, of in of_score.items()]
+        print(f"Different scores, not to be compared: {'; '.join(parts)}", file=sys.stderr)
 
 
 def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dict[str, Curve]]:

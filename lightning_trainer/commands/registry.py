@@ -44,6 +44,7 @@ usage: python cli.py COMMAND [--config FILE] [--ckpt_path PATH] [--OPTION VALUE 
 Trains, tests and applies a project's model. Each run has a session folder.
 
     fit --config configs/digits.yaml             a new session
+    fit --config ... --init_from PATH            a new session that begins with other weights
     fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
     test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
     verify --config configs/digits.yaml          proves that restarts of this project are exact

@@ -31,9 +31,9 @@ The state is running (its process lives), finished, interrupted (by a signal, or
 on), failed (by an error) or damaged (a file in it can't be read: below the table stands which).
 Sessions in folders one level below are listed as well.
 """
-_COLUMNS = """columns: session, tag, started, state, iterations, max_steps, score, best, at (its
-iteration), examples_per_s, hours, commit (+: uncommitted changes), and options such as
-model.learning_rate, for short learning_rate
+_COLUMNS = """columns: session, tag, started, state, iterations, max_steps, score, mode (max if
+the highest score is best, or min), best, at (its iteration), examples_per_s, hours, commit (+:
+uncommitted changes), and options such as model.learning_rate, for short learning_rate
 """
 
 
@@ -78,7 +78,10 @@ def _parser() -> CommandParser:
         help="what holds the session folders (default: experiments)",
     )
     parser.add_argument(
-        "--sort", default="started", metavar="COLUMN", help="-COLUMN puts the highest first"
+        "--sort",
+        default="started",
+        metavar="COLUMN",
+        help="-COLUMN puts the highest first, -best the best of each score",
     )
     parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
     states = (RUNNING, FINISHED, INTERRUPTED, FAILED, DAMAGED)

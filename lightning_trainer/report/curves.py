@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_trainer.base.results import in_training
+from lightning_trainer.base.scoring import score_direction
 from lightning_trainer.run.state import RunCallback
 
 _WAIT_S = 30.0  # for the last drawing, which takes a second or two
@@ -30,7 +31,8 @@ class DrawCurves(RunCallback):
         module = "lightning_trainer.session.drawing"
         folder, best = os.path.abspath(self.run.session.path), self.run.best
         score = (str(best.score), str(best.iteration)) if best else ()
-        self._command = (sys.executable, "-m", module, folder, pl_module.score_key, *score)
+        named = (pl_module.score_key, score_direction(pl_module) or "unknown")
+        self._command = (sys.executable, "-m", module, folder, *named, *score)
         if self._process is None or self._process.poll() is not None:
             self._begin()
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_trainer.base.losses import of_step
 from lightning_trainer.base.module import BaseModule
-from lightning_trainer.internals import call_hooks, is_compiled, skip_hooks
+from lightning_trainer.internals import is_compiled
+from lightning_trainer.internals_of_hooks import call_hooks, skip_hooks
 from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.report.peaks import peak_tflops
 from lightning_trainer.run.device import on_gpu, uses_tf32

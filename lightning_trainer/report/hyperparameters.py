@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_trainer.base.results import in_training
+from lightning_trainer.base.scoring import describe_score, score_direction
 from lightning_trainer.report.loggers import SessionTensorBoard
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.settings import flatten
@@ -27,8 +28,10 @@ class LogHyperParameters(RunCallback):
         first = not self.run.session.last_checkpoint.exists()
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self._parameters)  # a row for a run that has no score yet
-                logger.experiment.add_custom_scalars(_charts(pl_module.score_key))
+                told = describe_score(pl_module.score_key, score_direction(pl_module))
+                # A row for a run that has no score yet.
+                logger.log_hyperparams({"score": told, **self._parameters})
+                logger.experiment.add_custom_scalars(_charts(pl_module.score_key, told))
                 files = (self.run.session.config, self.run.session.environment)
                 for path in filter(Path.is_file, files):
                     text = indent(path.read_text("utf-8"), " " * 4)  # a block of code, in markdown
@@ -50,12 +53,12 @@ class LogHyperParameters(RunCallback):
                 logger.log_success()
 
 
-def _charts(score_key: str) -> dict[str, dict[str, list[Any]]]:
+def _charts(score_key: str, told: str) -> dict[str, dict[str, list[Any]]]:
     """The loss, and the score, of training, validation and test in one chart of all runs."""
-    names = dict.fromkeys(("loss", score_key.split("/", 1)[1]))
+    titles = {"loss": "loss", score_key.split("/", 1)[1]: told}
     # TensorBoard takes a tag as a pattern for the beginning of a curve's name.
-    patterns = {name: f"(train|val|test)/{re.escape(name)}$" for name in names}
-    charts = {name: ["Multiline", [pattern]] for name, pattern in patterns.items()}
+    patterns = {title: f"(train|val|test)/{re.escape(name)}$" for name, title in titles.items()}
+    charts = {title: ["Multiline", [pattern]] for title, pattern in patterns.items()}
     return {"train, val, test": charts}
 
 

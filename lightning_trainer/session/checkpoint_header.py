@@ -47,10 +47,7 @@ def read_header(path: Path, most: tuple[int, int] = IN_A_RUN) -> dict[str, Any]:
             The tensors' data is not checked.
     """
     try:
-        with open_archive(path / "meta.pt" if path.is_dir() else path, most[0]) as (archive, _):
-            pickled = read_structure(archive)
-        check_pickle(pickled, most[1])
-        header = _Structure(io.BytesIO(pickled)).load()
+        header = read_outline(path / "meta.pt" if path.is_dir() else path, most)
         if not isinstance(header, dict):
             raise TypeError("it holds a single object")
         if isinstance(header.get("global_step"), int) and ("state_dict" in header or path.is_dir()):
@@ -66,6 +63,20 @@ def read_header(path: Path, most: tuple[int, int] = IN_A_RUN) -> dict[str, Any]:
         f"{path} can't be read as a checkpoint of Lightning (truncated, damaged or foreign): "
         f"{reason}"
     )
+
+
+def read_outline(path: Path, most: tuple[int, int] = IN_A_RUN) -> Any:
+    """What `torch.save` has written, with a placeholder for each tensor; executes nothing in it.
+
+    Raises:
+        MemoryError: If its structure has more bytes or parts than `most`.
+        pickle.UnpicklingError: If it holds an object of a class that is not loaded.
+        Exception: If it is damaged; `zipfile` and `pickle` raise a dozen kinds.
+    """
+    with open_archive(path, most[0]) as (archive, _):
+        pickled = read_structure(archive)
+    check_pickle(pickled, most[1])
+    return _Structure(io.BytesIO(pickled)).load()
 
 
 class _Placeholder:

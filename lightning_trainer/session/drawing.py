@@ -2,7 +2,7 @@
 
 A run draws its curves.png in another process, because matplotlib takes about a second:
 
-python -m lightning_trainer.session.drawing FOLDER val/accuracy 0.981 300
+python -m lightning_trainer.session.drawing FOLDER val/accuracy max 0.981 300
 """
 
 import math
@@ -41,6 +41,7 @@ def draw_curves(
     smooth: float,
     output: Path,
     marks: Mapping[str, tuple[int, float]] | None = None,
+    modes: Mapping[str | None, str | None] | None = None,
 ) -> None:
     """Draws one diagram for each number, with a curve for each session.
 
@@ -50,6 +51,7 @@ def draw_curves(
             itself is drawn faintly.
         output: The file; its suffix sets the format.
         marks: By the number's name, iteration and value of a point to mark.
+        modes: By the number's name, "max" if a higher one is better, "min" if a lower one is.
 
     Raises:
         OSError: If the file can't be written.
@@ -62,7 +64,9 @@ def draw_curves(
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     lines: dict[str, Line2D] = {}
     for n, (name, curves) in enumerate(numbers.items(), start=1):
-        axes = _label(figure.add_subplot(n_rows, n_columns, n), name)
+        better = {"max": " (higher is better)", "min": " (lower is better)"}
+        title = name + better.get((modes or {}).get(name) or "", "")
+        axes = _label(figure.add_subplot(n_rows, n_columns, n), title)
         for label, curve in curves.items():
             lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
         if marks and name in marks:
@@ -111,10 +115,11 @@ def smoothen(values: Array, weight: float) -> Array:
     return smooth
 
 
-def draw_session(folder: Path, score_key: str, best: tuple[int, float] | None) -> None:
+def draw_session(folder: Path, score_key: str, mode: str, best: tuple[int, float] | None) -> None:
     """Draws a session's curves.png: loss and score of training and validation.
 
-    `score_key` is e.g. "val/accuracy". `best` is iteration and value of the best score, to mark.
+    `score_key` is e.g. "val/accuracy", `mode` "max", "min" or else if neither is known. `best` is
+    iteration and value of the best score, to mark.
     """
     score = score_key.removeprefix("val/")
     keys = {name: [f"train/{name}", f"val/{name}"] for name in ("loss", score)}
@@ -125,10 +130,10 @@ def draw_session(folder: Path, score_key: str, best: tuple[int, float] | None) -
     }
     if numbers := {name: of_modes for name, of_modes in numbers.items() if of_modes}:
         part = without_link(folder / "curves.tmp.png")
-        draw_curves(numbers, 0.0, part, {score: best} if best else {})
+        draw_curves(numbers, 0.0, part, {score: best} if best else {}, {score: mode})
         part.replace(folder / "curves.png")
 
 
 if __name__ == "__main__":
-    _folder, _key, *_best = sys.argv[1:]
-    draw_session(Path(_folder), _key, (int(_best[1]), float(_best[0])) if _best else None)
+    _folder, _key, _mode, *_best = sys.argv[1:]
+    draw_session(Path(_folder), _key, _mode, (int(_best[1]), float(_best[0])) if _best else None)

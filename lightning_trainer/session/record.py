@@ -39,6 +39,7 @@ class Record:
     iteration: int | None = None  # iterations done, with those after the last checkpoint
     max_steps: int | None = None  # iterations of the whole run; None if something else ends it
     score_name: str | None = None  # name of the score among the logged numbers
+    score_mode: str | None = None  # "max" if a higher score is better, "min" if a lower one is
     best_score: float | None = None
     best_iteration: int | None = None  # iterations done at the best score
     examples_per_s: float | None = None  # without validations and checkpoints
@@ -97,16 +98,19 @@ class Record:
 
     def _add_score(self, known: Mapping[str, Any], metrics: MetricsReader) -> None:
         """Takes the run's own word, else looks for the best one among the numbers."""
-        names = [n for n in metrics.names if n.startswith("val/") and n != "val/loss"]
+        names = [n for n in metrics.names if n.startswith("val/") and not _is_loss(n)]
         named = self.settings.get("model.score_name")
         default = f"val/{named}" if named else next(iter(names), None)
         name = known.get("name")
         self.score_name = name if isinstance(name, str) else default
+        of_loss = "min" if self.score_name and _is_loss(self.score_name) else None
+        modes = [known.get("mode"), self.settings.get("model.score_mode"), of_loss]
+        self.score_mode = next((mode for mode in modes if mode in ("max", "min")), None)
         self.best_score = _number(known.get("best"))
         if self.best_score is not None:
             self.best_iteration = _natural(known.get("iteration"))
-        elif self.score_name and metrics.n_bytes < _MOST_BYTES_OF_NUMBERS:
-            sign = -1 if self.settings.get("model.score_mode") == "min" else 1
+        elif self.score_name and self.score_mode and metrics.n_bytes < _MOST_BYTES_OF_NUMBERS:
+            sign = -1 if self.score_mode == "min" else 1
             curve = metrics.curves([self.score_name]).get(self.score_name, ([], []))
             points = [(n, value) for n, value in zip(*curve, strict=True) if value == value]
             if points:
@@ -159,6 +163,12 @@ def _header(path: Path) -> tuple[int, Mapping[str, Any]]:
         state = layer_state(header)
     check_stored(state)
     return header["global_step"], state
+
+
+def _is_loss(name: str) -> bool:
+    """Whether a number is a loss, or one of several: "val/loss", "val/night/loss_kl"."""
+    last = name.rpartition("/")[2]
+    return last == "loss" or last.startswith("loss_")
 
 
 def _number(value: Any) -> float | None:

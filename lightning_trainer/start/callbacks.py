@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch.callbacks import Callback
 
+from lightning_trainer.checkpoints.beginning import BeginModel
 from lightning_trainer.checkpoints.carried import KeepMetrics
 from lightning_trainer.checkpoints.changed_settings import ApplyChangedSettings
 from lightning_trainer.checkpoints.finite import GuardAgainstNonFinite
@@ -64,6 +65,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # after Summarise has refused a run: its record stays
         CollectGarbage(run),  # after PrintProgress: where there is a new line
+        BeginModel(run),  # before a project's callback looks at the model
         *added,  # before the checkpoint of the same batch
         StopOnSignal(run),  # at the end of an iteration
         SkipTeardown(run),  # after all that tells of the end, before SaveCheckpoints waits

@@ -17,7 +17,8 @@ from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
-from lightning_trainer.internals import root_cause, set_timeout, skip_empty_hooks
+from lightning_trainer.internals import root_cause, set_timeout
+from lightning_trainer.internals_of_hooks import skip_empty_hooks
 from lightning_trainer.internals_of_loading import load_safely
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.environment import shown_command
@@ -207,10 +208,10 @@ class SessionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""
         config = self.config_init[self.subcommand]
-        if self._searches:
-            arguments = search_arguments(config.trainer.callbacks, str(self.session.path))
-            return super().instantiate_trainer(**arguments, **kwargs)
         run = run_state(config, self.session, self.request, self.is_guest, self._stack)
+        if self._searches:
+            arguments = search_arguments(run, config.trainer.callbacks)
+            return super().instantiate_trainer(**arguments, **kwargs)
         own = trainer_arguments(config, run, self.request, self.is_guest)
         try:
             trainer = super().instantiate_trainer(**own, **kwargs)
@@ -219,7 +220,7 @@ class SessionCLI(LightningCLI):
         run.attach(trainer)
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
-        run.at_end(skip_empty_hooks(trainer.callbacks))  # type: ignore[attr-defined]
+        run.at_end(skip_empty_hooks(trainer))
         run.at_end(load_safely(trainer))
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]
         has_profiler = config.trainer.profiler is not None and not self.is_guest

@@ -9,7 +9,9 @@ import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder
 
+from lightning_trainer.checkpoints.beginning import BeginModel
 from lightning_trainer.checkpoints.restart import Restart
+from lightning_trainer.run.state import RunState
 from lightning_trainer.start.launch import is_first_process, n_processes
 
 _BASES = (LearningRateFinder, BatchSizeFinder)
@@ -83,13 +85,15 @@ def begin_search(config: Namespace) -> Callable[[list[Callback]], None] | None:
     return end
 
 
-def search_arguments(finders: list[Callback], folder: str) -> dict[str, Any]:
+def search_arguments(run: RunState, finders: list[Callback]) -> dict[str, Any]:
     """Arguments of a trainer that does nothing but search, and leaves nothing but its result."""
+    begin = BeginModel(run)
+    begin.tells = False  # the run itself does
     return {
         "logger": False,
-        "callbacks": [*finders, _EndSearch()],
+        "callbacks": [begin, *finders, _EndSearch()],
         "enable_checkpointing": False,
-        "default_root_dir": folder,  # for the weights, to which Lightning goes back
+        "default_root_dir": str(run.session.path),  # for the weights, to which Lightning goes back
         "num_sanity_val_steps": 0,
         "profiler": None,
         "max_time": None,

@@ -24,6 +24,10 @@ SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ("output_path", str, "experiments", "Folder that holds the session folders."),
     ("save_minutes", float, 10.0, "Write last.ckpt at least this often, in minutes."),
     (
+        *("init_from", str | None, None),
+        "Weights to begin with, nothing else: a session, a checkpoint, a state dict, safetensors.",
+    ),
+    (
         *("on_non_finite", Literal["stop", "skip"], "stop"),
         "When the loss is no number: end the run, or go back to last.ckpt and go on.",
     ),

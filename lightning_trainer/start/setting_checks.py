@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from lightning_trainer.checkpoints.restart import Restart
+from lightning_trainer.checkpoints.weights import check_init_from
 from lightning_trainer.session.folder import check_tag
 from lightning_trainer.session.secrets import check_complete, hide
 from lightning_trainer.start.finders import check_finders
@@ -35,6 +36,8 @@ def check_settings(
     check_nulls("model", config.model)
     check_nulls("data", config.data)
     _check_validations(config.trainer)
+    if config.init_from is not None:
+        check_init_from(config.init_from, restart)
     if command == "fit" and restart is None:
         check_finders(config)
     wanted = config.trainer.max_steps

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
-from lightning_trainer.internals import without_profiler
+from lightning_trainer.internals_of_hooks import without_profiler
 from lightning_trainer.report.loggers import MetricsFile, SessionTensorBoard
 from lightning_trainer.run.processes import Processes
 from lightning_trainer.run.state import RunState

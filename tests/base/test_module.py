@@ -128,8 +128,8 @@ def test_all_missing_hooks_are_named_at_once():
         ("create_metrics", "train_metrics", [3], "Metric or MetricCollection"),
         ("create_metrics", "val_metrics", None, "Metric or MetricCollection"),
         ("create_metrics", "val_metrics", [3], "Metric or MetricCollection"),
-        ("create_optimiser", "optimiser", None, "Optimizer"),
-        ("create_optimiser", "optimiser", 3, "Optimizer"),
+        ("create_optimiser", "optimiser", None, "Optimizer or dict or list"),
+        ("create_optimiser", "optimiser", 3, "Optimizer or dict or list"),
     ],
 )
 def test_a_hook_that_leaves_its_attribute_unset_or_wrong_is_named(hook, attribute, value, wanted):
@@ -684,7 +684,7 @@ def test_examples_are_counted_by_the_first_tensor():
 def test_examples_that_can_not_be_counted_are_refused():
     """Not by StopIteration, which Lightning takes for the end of the data."""
     with pytest.raises(TypeError, match=r"`count_examples`"):
-        TinyModule().count_examples({"inputs": {"x": torch.rand(3, 2)}})
+        TinyModule().count_examples({"inputs": [torch.rand(3, 2)]})
 
 
 def test_a_batch_may_be_nested_where_its_examples_are_counted():

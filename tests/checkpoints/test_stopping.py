@@ -126,9 +126,12 @@ def test_accumulated_gradients_are_stepped_before_the_run_ends(run, config, sess
     "flags",
     [
         (),
-        ("--data.n_samples=20",),
+        pytest.param(("--data.n_samples=20",), marks=pytest.mark.slow),
         ("--data.n_samples=36", "--trainer.accumulate_grad_batches=2"),
-        ("--data.n_samples=20", "--trainer.check_val_every_n_epoch=1", INTERVAL + "=1.0"),
+        pytest.param(
+            ("--data.n_samples=20", "--trainer.check_val_every_n_epoch=1", INTERVAL + "=1.0"),
+            marks=pytest.mark.slow,
+        ),
         ("--data.n_samples=40", "--trainer.check_val_every_n_epoch=1", INTERVAL + "=0.5"),
     ],
     ids=["amid an epoch", "at its end", "accumulating", "of each epoch", "of half an epoch"],

@@ -15,15 +15,16 @@ from lightning_trainer.session.drawing import draw_curves, smoothen
 from lightning_trainer.session.record import Record
 
 SIDE_BY_SIDE = """\
-                   base         fast
-state          finished  interrupted
-iterations      100/100       30/100
-best             0.7500       0.7000
-at                   20           30
-learning_rate     0.001          0.1
-hours           0:30:00            -
-examples/s        500.0        300.0
-commit          0123456      0123456
+                         base            fast
+state                finished     interrupted
+iterations            100/100          30/100
+score          accuracy (max)  accuracy (max)
+best                   0.7500          0.7000
+at                         20              30
+learning_rate           0.001             0.1
+hours                 0:30:00               -
+examples/s              500.0           300.0
+commit                0123456         0123456
 """
 
 
@@ -83,6 +84,18 @@ def test_neither_torch_nor_lightning_is_imported(experiments):
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_sessions_of_different_scores_are_told_apart(run, experiments):
+    rows = [{"step": 10, "val/mae": 3.0}, {"step": 20, "val/mae": 2.0}]
+    score = {"name": "val/mae", "mode": "min", "best": 2.0, "iteration": 20}
+    make_session(experiments, "error", second=3, rows=rows, run={"score": score})
+    code, out, err = run("compare", "base", "error")
+    assert code == 0
+    assert "  accuracy (max)  mae (min)\n" in out
+    told = "Different scores, not to be compared: accuracy (max) of base; mae (min) of error\n"
+    assert err.startswith(told)
+    assert "scores" not in run("compare", "base", "fast")[2]
 
 
 def test_a_number_that_only_some_have_is_drawn_and_said(run, experiments):

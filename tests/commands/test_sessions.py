@@ -23,10 +23,10 @@ from living import living_run
 from lightning_trainer.commands.table import Column, format_markdown, format_table
 
 TABLE = """\
-session                   state        iterations    best  at  learning_rate    hours  examples/s  commit
-2024_02_29_12_00_00_base  finished        100/100  0.7500  20          0.001  0:30:00       500.0  0123456
-2024_02_29_12_00_01_fast  interrupted      20/100  0.6000  20            0.1        -       200.0  0123456
-2024_02_29_12_00_02_bad   failed            0/100       -   -          0.001        -           -  0123456
+session                   state        iterations  score             best  at  learning_rate    hours  examples/s  commit
+2024_02_29_12_00_00_base  finished        100/100  accuracy (max)  0.7500  20          0.001  0:30:00       500.0  0123456
+2024_02_29_12_00_01_fast  interrupted      20/100  accuracy (max)  0.6000  20            0.1        -       200.0  0123456
+2024_02_29_12_00_02_bad   failed            0/100  -                    -   -          0.001        -           -  0123456
 """  # noqa: E501
 
 
@@ -57,8 +57,8 @@ def test_what_the_class_of_another_session_does_not_have_is_no_difference(run, t
         path = make_session(tmp_path, name, second=second, settings=settings) / "config.yaml"
         path.write_text(path.read_text().replace("projects.a.A", f"projects.a.{name}"))
     title, *rows = run("sessions", tmp_path)[1].splitlines()
-    assert title.split()[5:-3] == ["model", "decay"]
-    assert [row.split()[5:-3] for row in rows] == [["A", "-"], ["A", "0.1"], ["B", "-"]]
+    assert title.split()[6:-3] == ["model", "decay"]
+    assert [row.split()[6:-3] for row in rows] == [["A", "-"], ["A", "0.1"], ["B", "-"]]
 
 
 def test_experiments_is_where_sessions_are_looked_for(run, experiments, monkeypatch):
@@ -93,6 +93,37 @@ def test_rows_are_sorted_by_a_column(run, experiments, column, order):
     assert (code, tags(out), err) == (0, order, "")
 
 
+@pytest.mark.parametrize(
+    ("column", "order"),
+    [
+        ("-best", ["high", "low", "small", "large", "few", "many", "unknown", "none"]),
+        ("best", ["low", "high", "large", "small", "many", "few", "unknown", "none"]),
+    ],
+)
+def test_scores_of_other_names_and_directions_are_sorted_by_themselves(
+    run, tmp_path, column, order
+):
+    sessions = {
+        "small": ("val/mae", "min", 1.5),
+        "high": ("val/accuracy", "max", 0.9),
+        "many": ("val/night/loss", "min", 7.0),
+        "low": ("val/accuracy", "max", 0.1),
+        "few": ("val/night/loss", "min", 3.0),
+        "large": ("val/mae", "min", 40.0),
+    }
+    for second, (tag, (name, mode, best)) in enumerate(sessions.items()):
+        score = {"name": name, "mode": mode, "best": best, "iteration": 5}
+        make_session(tmp_path, tag, second=second, run={"score": score})
+    score = {"name": "val/other", "mode": None, "best": 0.5, "iteration": 5}
+    settings = {"score_mode": None}
+    make_session(tmp_path, "unknown", second=8, settings=settings, run={"score": score})
+    make_session(tmp_path, "none", second=9, run={"score": None})
+    assert tags(run("sessions", tmp_path, "--sort", column, "--format", "csv")[1]) == order
+    table = run("sessions", tmp_path, "--sort", column)[1]
+    assert "  accuracy (max)  " in table and "  night/loss (min)  " in table
+    assert "  mae (min)  " in table and "  other  " in table
+
+
 def test_the_tag_filters(run, experiments):
     _, out, _ = run("sessions", experiments, "--tag", "ba", "--format", "csv")
     assert tags(out) == ["base", "bad"]
@@ -124,7 +155,7 @@ def test_callbacks_are_shown_by_the_names_of_their_classes_where_these_differ(ru
     session(0, "a.Average", "b.Show")
     session(1, "b.Show")
     title, *rows = run("sessions", tmp_path)[1].splitlines()
-    assert title.split()[5] == "callbacks"
+    assert title.split()[6] == "callbacks"
     assert ["  Average, Show  " in rows[0], "  Show  " in rows[1]] == [True, True]
     session(2, "c.Show")  # alike by its name
     assert '"class_path": "c.Show"' in run("sessions", tmp_path)[1]
@@ -140,6 +171,7 @@ def test_json_and_csv_have_every_column_in_full(run, experiments):
         "iterations": 100,
         "max_steps": 100,
         "score": "val/accuracy",
+        "mode": "max",
         "best": 0.75,
         "at": 20,
         "examples_per_s": 500.0,
@@ -176,7 +208,7 @@ def test_markdown_is_a_table_whatever_a_setting_holds(run, tmp_path):
     make_session(tmp_path, "a", settings={"pattern": "a|b"})
     make_session(tmp_path, "b", second=1)
     lines = run("sessions", tmp_path, "--format", "markdown")[1].splitlines()
-    assert [line.replace("\\|", "").count("|") for line in lines] == [10] * 4
+    assert [line.replace("\\|", "").count("|") for line in lines] == [11] * 4
     assert "| a\\|b |" in lines[2]
 
 
@@ -213,8 +245,8 @@ def test_a_broken_session_is_a_row_of_what_is_known(run, experiments):
     assert code == 0
     assert [line.split(" ", 2)[1] for line in err.split("; ")]
     assert [line.split() for line in out.splitlines()[-2:]] == [
-        ["2024_02_29_12_00_03_broken", "damaged", "?", *"------"],
-        ["2024_02_29_12_00_04_empty", "interrupted", "?", *"------"],
+        ["2024_02_29_12_00_03_broken", "damaged", "?", *"-------"],
+        ["2024_02_29_12_00_04_empty", "interrupted", "?", *"-------"],
     ]
 
 

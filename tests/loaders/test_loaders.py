@@ -40,16 +40,16 @@ def restarts(run, config, sessions, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [
-        ("plain", ()),
         ("plain", EPOCHS),
         ("plain with a generator", ()),
-        ("own", ()),
         ("own", LIMITED),
-        ("own with a length", ()),
-        ("own with a length", LIMITED),
         ("two", ()),
-        ("list", ()),
         ("overfit", OVERFIT),
+        pytest.param("plain", (), marks=pytest.mark.slow),
+        pytest.param("own", (), marks=pytest.mark.slow),
+        pytest.param("own with a length", (), marks=pytest.mark.slow),
+        pytest.param("own with a length", LIMITED, marks=pytest.mark.slow),
+        pytest.param("list", (), marks=pytest.mark.slow),
     ],
 )
 def test_it_is_exact_without_a_warning(restarts, kind, flags):

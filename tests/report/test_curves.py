@@ -48,20 +48,32 @@ def test_loss_and_score_are_drawn_and_the_best_is_marked(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(drawing, "draw_curves", lambda *args: calls.append(args))
     monkeypatch.setattr(drawing.Path, "replace", lambda self, target: None)
-    draw_session(tmp_path, "val/f1", (4, 0.7))
-    [(numbers, smooth, _, marks)] = calls
+    draw_session(tmp_path, "val/f1", "max", (4, 0.7))
+    [(numbers, smooth, _, marks, modes)] = calls
     assert numbers == {
         "loss": {"train": ([2, 4, 6, 8], [0.5, 0.4, 0.3, 0.2]), "val": ([4, 8], [0.8, 0.6])},
         "f1": {"train": ([4, 8], [0.6, 0.9]), "val": ([4, 8], [0.7, 0.65])},
     }
-    assert (smooth, marks) == (0.0, {"f1": (4, 0.7)})
+    assert (smooth, marks, modes) == (0.0, {"f1": (4, 0.7)}, {"f1": "max"})
+
+
+@pytest.mark.parametrize(
+    ("mode", "title"),
+    [("max", "mae (higher is better)"), ("min", "mae (lower is better)"), ("unknown", "mae")],
+)
+def test_a_diagram_says_which_score_is_better(tmp_path, monkeypatch, mode, title):
+    titles = []
+    monkeypatch.setattr(drawing, "_label", lambda axes, name: titles.append(name) or axes)
+    numbers = {"loss": {"a": ([1, 2], [3.0, 4.0])}, "mae": {"a": ([1, 2], [3.0, 4.0])}}
+    drawing.draw_curves(numbers, 0.0, tmp_path / "a.png", None, {"mae": mode})
+    assert titles == ["loss", title]
 
 
 @pytest.mark.parametrize("best", [None, (4, 0.7)])
 @pytest.mark.parametrize("rows", ["", "step,val/loss\n4,0.7\n", "step,val/loss\n4,nan\n"])
 def test_whatever_is_logged_can_be_drawn(tmp_path, rows, best):
     (tmp_path / "metrics.csv").write_text(rows)
-    draw_session(tmp_path, "val/loss", best)
+    draw_session(tmp_path, "val/loss", "min", best)
     assert (tmp_path / "curves.png").exists() == bool(rows)
 
 
@@ -87,7 +99,7 @@ def test_none_is_begun_while_one_is_drawn_and_the_newest_is_drawn_at_the_end(
     run = RunState(Session(tmp_path))
     state = SimpleNamespace(fn="fit")
     trainer = SimpleNamespace(state=state, sanity_checking=False, is_global_zero=True)
-    module = SimpleNamespace(score_key="val/accuracy")
+    module = SimpleNamespace(score_key="val/accuracy", score_mode="max")
     callback = DrawCurves(run)
     for iteration, score in ((1, 0.1), (2, 0.2), (3, 0.3)):
         run.newest_best = Best("val/accuracy", "max", score, iteration)

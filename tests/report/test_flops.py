@@ -296,7 +296,7 @@ def test_after_the_first_batch_one_hook_is_left(run, config, monkeypatch):
 
     def noted(self, *args) -> None:
         original(self, *args)
-        hooks = [name for name in dir(self) if "_batch_" in name or "backward" in name]
+        hooks = [name for name in vars(type(self)) if "_batch_" in name or "backward" in name]
         calls.append([name for name in hooks if callable(getattr(self, name))])
         assert _get_current_dispatch_mode() is None
 

@@ -160,6 +160,7 @@ def test_tensorboard_has_the_hyper_parameters_and_the_best_score_so_far(
     assert best == [(5, 0.25), (10, 0.75), (12, 0.75)]
     parameters, success = read_row(session)
     assert parameters == {
+        "score": "points, higher is better",
         "seed_everything": 7,
         "model": "scripted.ScriptedModule",
         "model.n_groups": 1,
@@ -191,10 +192,11 @@ def test_training_and_validation_share_a_chart(run, config, sessions):
     [event] = events.Tensors("custom_scalars__config__")
     [category] = Layout.FromString(event.tensor_proto.string_val[0]).category
     charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
-    assert list(charts) == ["loss", "accuracy"]
+    assert list(charts) == ["loss", "accuracy, higher is better"]
     for title, [pattern] in charts.items():
-        shown = {name for name in events.Tags()["scalars"] if re.match(pattern, name)}
-        assert shown == {f"train/{title}", f"val/{title}"}
+        name = title.partition(",")[0]
+        shown = {tag for tag in events.Tags()["scalars"] if re.match(pattern, tag)}
+        assert shown == {f"train/{name}", f"val/{name}"}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import TinyModule
+from conftest import TinyModule, count_frozen
 from lightning.pytorch.callbacks import Callback
 from restarts import Killed, kill_at
 
@@ -71,9 +71,10 @@ class Watch(Callback):
 
 
 @pytest.fixture(autouse=True)
-def usual():
+def usual(monkeypatch):
     """Python's collector as it is outside of these tests, which spare it what they imported."""
     gc.unfreeze()
+    monkeypatch.setattr(gc, "get_freeze_count", count_frozen)
     yield
     gc.freeze()
 

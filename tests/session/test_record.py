@@ -145,6 +145,17 @@ def test_without_both_metrics_csv_does(tmp_path, mode, best):
     assert (record.examples_per_s, record.hours) == (500.0, None)
 
 
+def test_a_loss_is_best_where_it_is_lowest_and_an_unknown_direction_has_no_best(tmp_path):
+    rows = [{"step": n, "val/loss": x, "val/mae": x} for n, x in ((1, 3.0), (2, 2.0), (3, 4.0))]
+    settings = {"score_mode": None, "score_name": "loss"}
+    record = Record.read(make_session(tmp_path, rows=rows, settings=settings))
+    assert (record.score_name, record.score_mode) == ("val/loss", "min")
+    assert (record.best_score, record.best_iteration) == (2.0, 2)
+    record = Record.read(make_session(tmp_path, second=1, rows=rows, settings={"score_mode": None}))
+    assert (record.score_name, record.score_mode) == ("val/mae", None)
+    assert record.best_score is None
+
+
 def test_the_score_is_the_one_that_is_named(tmp_path):
     rows = [{"step": 1, "val/accuracy": 0.5, "val/f1": 0.25}]
     assert Record.read(make_session(tmp_path, rows=rows)).score_name == "val/accuracy"

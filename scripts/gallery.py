@@ -48,8 +48,8 @@ def table() -> str:
     return "\n".join(row(name, cells) for name, cells in rows().items())
 
 
-def call(*args: str) -> tuple[str, float]:
-    """Runs `python cli.py`; returns what it printed, and the seconds of processor time it took.
+def call(*args: str) -> float:
+    """Runs `python cli.py`; returns the seconds of processor time it took.
 
     Raises:
         subprocess.CalledProcessError: If it fails.
@@ -57,20 +57,20 @@ def call(*args: str) -> tuple[str, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "cli.py", *args]
-    out = subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    taken_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return out.stdout, taken_s
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-def fit(name: str, folder: Path) -> tuple[Path, float]:
-    """Trains a project; returns its session and the seconds of processor time it took."""
-    options = ["--config", f"configs/{name}.yaml", "--output_path", str(folder / name)]
-    if name in BEGINS_FROM:
-        options += ["--init_from", str(fit(BEGINS_FROM[name], folder)[0])]
-    _, taken_s = call("fit", *options)
-    [session] = (folder / name).iterdir()
-    return session, taken_s
+def options(name: str, folder: Path) -> list[str]:
+    """Of `fit` and `verify`; trains first what a project begins from."""
+    config = ["--config", f"configs/{name}.yaml"]
+    if name not in BEGINS_FROM:
+        return config
+    other = BEGINS_FROM[name]
+    if not (folder / other).exists():
+        call("fit", *options(other, folder), "--output_path", str(folder / other))
+    return [*config, "--init_from", str(next((folder / other).iterdir()))]
 
 
 def excerpt(log: str) -> str:
@@ -85,7 +85,7 @@ def save_picture(session: Path, path: Path) -> str:
     events = EventAccumulator(str(session))
     events.Reload()
     tags = events.Tags()
-    for tag in tags["images"]:
+    for tag in sorted(tags["images"]):
         if tag.startswith("val/"):
             path.write_bytes(events.Images(tag)[-1].encoded_image_string)
             picture = Image.open(path)
@@ -104,14 +104,13 @@ def replace_block(page: str, mark: str, text: str) -> str:
 
 def renew(name: str, folder: Path) -> None:
     """Runs and verifies a project, and writes its row, its log and its picture or text."""
-    session, taken_s = fit(name, folder)
+    given = options(name, folder)
+    taken_s = call("fit", *given, "--output_path", str(folder / name))
+    call("verify", *given)
+    [session] = (folder / name).iterdir()
     log = (session / "log.txt").read_text()
     best = re.search(r"^Best score: +(\S+)", log, re.MULTILINE)
     told = re.search(r"^Val score \((.*)\):", log, re.MULTILINE)
-    options = ["--config", f"configs/{name}.yaml"]
-    if name in BEGINS_FROM:
-        options += ["--init_from", str(next((folder / BEGINS_FROM[name]).iterdir()))]
-    call("verify", *options)
     text = save_picture(session, ROOT / f"docs/gallery/{name}.png")
     page = PAGE.read_text()
     cells = [rows()[name][0], "", f"{taken_s:.0f}", f"{best[1]} ({told[1]})", "yes"]

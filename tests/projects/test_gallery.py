@@ -24,10 +24,12 @@ from restarts import copy_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cifar import write_images
 from test_overrides import hooks_of, numbers, silent
+from test_recipes import place, sh  # noqa: F401
 from tiny import logged, settings
 
 from lightning_trainer import BaseDataModule, BaseModule
 from projects.byol import ByolModule
+from projects.tabular import TabularData
 
 sys.path.append(str(ROOT / "scripts"))
 import gallery
@@ -178,7 +180,7 @@ GALLERY = [
     Project("byol", "knn, higher is better", nearest_neighbours, "nearest", 0.95),
     Project(
         *("finetune", "accuracy, higher is better", accuracy, "predictions", 0.8),
-        ("--init_from=BYOL",),
+        ("--init_from=BYOL", "--trainer.callbacks.unfreeze_backbone_at_epoch=2"),
     ),
     Project("gan", "frechet, lower is better", frechet_distance, "made", 10),
     Project("vae", "mae, lower is better", error_of_drawing, "drawn", 0.1),
@@ -347,7 +349,7 @@ def test_a_project_that_is_killed_goes_on_bitwise_equal(
 )
 def test_the_config_of_a_project_reaches_its_score(project, run, tmp_path):
     options = [f"--output_path={tmp_path / 'experiments'}"]
-    if "--init_from=BYOL" in project.options:
+    if project.name == "finetune":
         options.append(f"--init_from={trained(run, 'byol', tmp_path / 'byol')}")
     session = trained(run, project.name, tmp_path / "experiments", *options)
     found = re.search(r"^Best score: +(\S+)", (session / "log.txt").read_text(), re.M)[1]
@@ -400,3 +402,23 @@ def test_the_page_tells_nothing_that_has_not_been_run():
 @pytest.mark.parametrize("path", re.findall(r"\]\((gallery/\S+)\)", PAGE))
 def test_the_pictures_of_the_page_are_there_and_small(path):
     assert (ROOT / "docs" / path).stat().st_size < 100_000
+
+
+def test_the_folds_of_the_table_are_five_that_share_no_patient():
+    held_out = []
+    for fold in range(5):
+        data = TabularData(fold)
+        data.create_data()
+        assert len(data.train_dataset) + len(data.val_dataset) == 442
+        held_out += [tuple(sample["x"].tolist()) for sample in data.val_dataset]
+    assert len({*held_out}) == 442
+
+
+@pytest.mark.slow
+def test_the_pages_loop_over_folds_ends_in_a_table(place):  # noqa: F811
+    script = re.search(r"<!-- folds -->\n```bash\n(.*?)```", PAGE, re.DOTALL)[1]
+    script = script.replace("0 1 2 3 4", "0 4").replace('--tag "', '--trainer.max_steps 50 --tag "')
+    process = sh(script, place)
+    assert process.returncode == 0, process.stderr
+    rows = process.stdout.splitlines()
+    assert len([row for row in rows if re.search(r"_fold[04]-seed[01] +finished +50/50", row)]) == 4

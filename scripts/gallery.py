@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/gallery.md"
 ROW = re.compile(r"^\| \[(\w+)\]\(#\w+\) \|(.*)\|$", re.MULTILINE)
 BEGINS_FROM = {"finetune": "byol"}  # needs weights of the other's session
-_FEWEST_PIXELS = 500  # a smaller picture is enlarged
+_FEWEST_PIXELS = 400  # a smaller picture is enlarged
 
 
 def rows() -> dict[str, list[str]]:
@@ -89,7 +89,7 @@ def save_picture(session: Path, path: Path) -> str:
         if tag.startswith("val/"):
             path.write_bytes(events.Images(tag)[-1].encoded_image_string)
             picture = Image.open(path)
-            factor = max(_FEWEST_PIXELS // picture.width, 1)
+            factor = -(-_FEWEST_PIXELS // picture.width)
             size = (factor * picture.width, factor * picture.height)
             picture.resize(size, Image.Resampling.NEAREST).save(path, optimize=True)
     texts = [tag for tag in tags["tensors"] if tag.startswith("val/")]

@@ -24,7 +24,7 @@ def make_scene(n_boxes: int, generator: torch.Generator) -> dict[str, Tensor]:
     size = torch.randint(8, 22, (n_boxes, 2), generator=generator)
     place = (torch.rand(n_boxes, 2, generator=generator) * (CELL * N - size)).long()
     boxes = torch.cat([place, place + size], dim=1)
-    image = 0.5 * torch.rand(3, CELL * N, CELL * N, generator=generator)
+    image = 0.3 * torch.rand(3, CELL * N, CELL * N, generator=generator)
     for left, top, right, bottom in boxes.tolist():
         image[:, top:bottom, left:right] += torch.rand(3, 1, 1, generator=generator) / 2
     return {"image": image, "boxes": boxes.float()}
@@ -113,8 +113,8 @@ class DetectionModule(BaseModule):
             metrics.update(scores[kept], boxes[kept], truth)
 
     def visualise(self, batch: Batch, output: tuple[Tensor, Tensor], mode: str) -> None:
-        pictures = []
-        for image, scores, boxes in zip(batch["image"][:16], *output, strict=False):
+        drawn = []
+        for image, scores, boxes in zip(batch["image"][:8], *output, strict=False):
             kept = nms(boxes, scores, 0.5)
-            pictures.append(draw_bounding_boxes(image, boxes[kept][scores[kept] > 0]))
-        self.tensorboard.add_image(f"{mode}/boxes", make_grid(pictures), self.global_step)
+            drawn.append(draw_bounding_boxes(image, boxes[kept[scores[kept] > 0]], colors="white"))
+        self.tensorboard.add_image(f"{mode}/boxes", make_grid(drawn), self.global_step)

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/gallery.md"
 ROW = re.compile(r"^\| \[(\w+)\]\(#\w+\) \|(.*)\|$", re.MULTILINE)
 BEGINS_FROM = {"finetune": "byol"}  # needs weights of the other's session
-_FEWEST_PIXELS = 400  # a smaller picture is enlarged
+_FEWEST_PIXELS = 500  # a smaller picture is enlarged
 
 
 def rows() -> dict[str, list[str]]:

@@ -99,7 +99,7 @@ class DetectionModule(BaseModule):
     def forward_loss(self, batch: Batch, output: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """A cell is to find the box whose middle lies in it."""
         scores, boxes = output
-        image = torch.cat([torch.full((len(b),), i) for i, b in enumerate(batch["boxes"])])
+        image = torch.cat([0 * b[:, 0] + i for i, b in enumerate(batch["boxes"])]).long()
         truth = torch.cat(batch["boxes"])
         x, y = ((truth[:, :2] + truth[:, 2:]) / 2 // CELL).long().T
         wanted, cell = torch.zeros_like(scores), N * y + x

@@ -13,15 +13,15 @@ from lightning_trainer.check.project import Project, kept_generators
 Check = Callable[[Project], Iterable[Finding]]
 
 
-def run_checks(project: Project, checks: Mapping[str, Check]) -> CheckReport:
-    """Runs them, in their order, and the project's own (`checks` of its module).
+def run_checks(project: Project, checks: Mapping[str, Check], own: bool = True) -> CheckReport:
+    """Runs them, in their order, and with `own` those that `checks` of the module lists.
 
     A check that raises finds nothing, and the report says why.
     """
     report = CheckReport(findings=project.found)
     reasons = dict(getattr(project.module, "silenced_checks", None) or {})
-    own = {check.__name__: check for check in getattr(project.module, "checks", ())}
-    for name, check in {**checks, **own}.items():
+    added = getattr(project.module, "checks", ()) if own else ()
+    for name, check in {**checks, **{check.__name__: check for check in added}}.items():
         started_s = time.perf_counter()
         try:
             with warnings.catch_warnings(), kept_generators():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lightning_trainer.check.findings import Finding, certain, hint
+from lightning_trainer.check.findings import Finding, hint
 from lightning_trainer.check.project import Project
 
 
@@ -31,10 +31,11 @@ def find_leftovers(project: Project) -> Iterator[Finding]:
     trainer: Any = project.trainer
     first, last = first_validation(project), n_iterations(project)
     if last < first < math.inf:
-        yield certain(
-            "no_validation",
-            f"the first validation is at iteration {first:.0f}, the run ends at {last:.0f}",
-            "the interval was meant for a longer run: there will be no score and no best.ckpt",
+        yield hint(
+            "validated_once",
+            f"the first validation would be at iteration {first:.0f}, the run ends at {last:.0f}",
+            "the interval is that of a longer run: best.ckpt will be the last state, whatever came "
+            "before",
             "lower `trainer.val_check_interval`",
         )
     limits = ("limit_train_batches", "limit_val_batches", "overfit_batches")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lightning_trainer.check.findings import Finding, certain, hint, some
+from lightning_trainer.check.findings import CannotCheck, Finding, certain, hint, some
 from lightning_trainer.check.graphs import all_nodes
 from lightning_trainer.check.project import Project
 
@@ -75,9 +75,12 @@ def reached_weights(project: Project) -> tuple[dict[int, torch.Tensor], Counter[
 
 def find_untrained(project: Project) -> Iterator[Finding]:
     """Adds what the gradients tell to `find_unoptimised`."""
-    found = [f for f in find_unoptimised(project) if f.kind != "missing"]
-    yield from found
-    project.need_own_step()
+    try:
+        project.need_own_step()
+    except CannotCheck:
+        yield from find_unoptimised(project)
+        raise
+    yield from (found for found in find_unoptimised(project) if found.kind != "missing")
     names, (reached, _) = weight_names(project), reached_weights(project)
     held = {id(weight) for group in project.groups for weight in group["params"]}
     missing = [names[key] for key in reached if key in names and key not in held]

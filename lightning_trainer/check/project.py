@@ -232,7 +232,8 @@ Load = tuple[str, int, list[str]]  # a class, the tensors given to it, the names
 def kept_generators() -> Iterator[None]:
     """Gives the random streams of torch, numpy and Python back as they were."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:

@@ -59,7 +59,9 @@ def _step_copy(project: Project, rates: Rates, limit_s: float) -> None:
         {k: v.clone() if isinstance(v, Tensor) else v for k, v in group.items()}
         for group in real.param_groups
     ]
-    memo = {id(real): optimiser, id(project.module): project.module}
+    # Whatever else of the project it holds is not copied.
+    kept = [*project.module.modules(), *project.module.parameters(), project.trainer]
+    memo: dict[int, Any] = {id(real): optimiser, **{id(each): each for each in kept}}
     started_s = time.perf_counter()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")

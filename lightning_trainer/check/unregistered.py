@@ -56,7 +56,7 @@ def _called(project: Project) -> set[int]:
     handles = [m.register_forward_pre_hook(note) for m in project.module.modules()]
     try:
         with project.scratch():
-            project.forward(project.batch(), grad=False)
+            project.forward(project.batch())
     finally:
         for handle in handles:
             handle.remove()

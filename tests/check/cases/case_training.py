@@ -15,7 +15,7 @@ def scheduled(make, kind="pictures"):
     return create_optimiser
 
 
-@case("pictures", "settings/no_validation", val_check_interval=2000)
+@case("pictures", "settings/validated_once", val_check_interval=2000)
 class validated_after_the_end:
     pass
 

@@ -20,9 +20,9 @@ FOLDERS = [
         "report",
         "images",
         "commands",
+        "verify",
         "check",
         "start",
-        "verify",
     ),
 ]
 MOST_LINES, MOST_LINES_OF_FUNCTION = 260, 40

@@ -44,7 +44,7 @@ class CheckReport:
     seconds: dict[str, float] = field(default_factory=dict)  # of each check that ran to its end
     unable: dict[str, str] = field(default_factory=dict)  # checks that could not, and why
     silenced: dict[str, str] = field(default_factory=dict)  # findings by name, the project's reason
-    needs: dict[str, Any] = field(default_factory=dict)  # what a run needs
+    needs: Any = None  # what a run needs, a `Needs`, where it was measured
     notes: list[str] = field(default_factory=list)  # how these checks differ from the run
 
     @property

@@ -1,5 +1,6 @@
 """Runs the checks at the moment when `fit` would begin to train."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from lightning_trainer.check.catalogue import CHECKS
 from lightning_trainer.check.checking import Check, run_checks
 from lightning_trainer.check.findings import CheckReport
 from lightning_trainer.check.loaded import watched_loads
-from lightning_trainer.check.project import Load, Project
+from lightning_trainer.check.needs import needs_of_run
+from lightning_trainer.check.project import Load, Project, kept_generators
 
 
 class Inspected(SystemExit):
@@ -29,17 +31,32 @@ class Inspection(Callback):
         loads: Sequence[Load],
         notes: Sequence[str] = (),
         checks: Mapping[str, Check] | None = None,
+        callbacks_act: bool = False,
+        output_path: str | None = None,
     ) -> None:
-        self._loads, self._notes = loads, notes
+        self._loads, self._notes, self._callbacks_act = loads, notes, callbacks_act
+        self._output_path = output_path  # None: what a run needs is not measured
         self._checks = CHECKS if checks is None else checks
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         val = data.val_dataloader() if trainer.limit_val_batches else None
-        project = Project(trainer, pl_module, self._loads, val)
+        project = Project(trainer, pl_module, self._loads, val, self._callbacks_act)
         report = run_checks(project, self._checks)
+        if self._output_path is not None:
+            _measure(project, report, self._output_path)
         report.notes += self._notes
         raise Inspected(report, type(pl_module).__name__)
+
+
+def _measure(project: Project, report: CheckReport, output_path: str) -> None:
+    """Adds what a run needs; a project that can't be trained here gets a note instead."""
+    try:
+        with warnings.catch_warnings(), kept_generators():
+            warnings.simplefilter("ignore")  # of more workers than cores
+            report.needs = needs_of_run(project, output_path)
+    except Exception as ex:
+        report.notes.append(f"what a run needs could not be measured: {type(ex).__name__}: {ex}")
 
 
 def quieten(module: Any) -> Any:

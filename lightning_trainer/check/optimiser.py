@@ -85,7 +85,8 @@ def find_untrained(project: Project) -> Iterator[Finding]:
     held = {id(weight) for group in project.groups for weight in group["params"]}
     missing = [names[key] for key in reached if key in names and key not in held]
     if missing:
-        yield certain(
+        make = hint if project.callbacks_act else certain
+        yield make(
             "not_optimised",
             f"{len(missing)} parameters get a gradient but are not in the optimiser: "
             f"{some(sorted(missing))}",

@@ -31,10 +31,16 @@ class Project:
     """
 
     def __init__(
-        self, trainer: pl.Trainer, module: Any, loads: Sequence["Load"] = (), val: Any = None
+        self,
+        trainer: pl.Trainer,
+        module: Any,
+        loads: Sequence["Load"] = (),
+        val: Any = None,
+        callbacks_act: bool = False,
     ) -> None:
         self.trainer, self.module, self.data = trainer, module, trainer.datamodule  # type: ignore[attr-defined]
         self.loads = loads  # what was loaded with `strict=False`
+        self.callbacks_act = callbacks_act  # whether one that is left out may freeze or add weights
         self.found: list[Finding] = []  # by the checks so far; `run_checks` adds to it
         self.loaders = {"train": trainer.train_dataloader, "val": _first(val)}
         self.training_modes = {layer: layer.training for layer in module.modules()}
@@ -165,7 +171,7 @@ class Project:
         self, batch: Any, training: bool = True, seed: int = 0, grad: bool = True
     ) -> tuple[Any, Any]:
         """Output and loss of a batch, which it may change; the loss is None if there is none."""
-        setting = self._in_training(seed) if training else self.evaluating(seed)
+        setting = self.training(seed) if training else self.evaluating(seed)
         with setting, torch.set_grad_enabled(grad):
             output = self.module.forward_model(batch)
             return output, self.loss(batch, output)
@@ -182,7 +188,7 @@ class Project:
             yield
 
     @contextlib.contextmanager
-    def _in_training(self, seed: int) -> Iterator[None]:
+    def training(self, seed: int) -> Iterator[None]:
         self._restore_modes()
         seed_generators(seed, self.module.device)
         with self.stage("train"), self.trainer.precision_plugin.forward_context():

@@ -6,11 +6,13 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
 
@@ -54,6 +56,7 @@ class CheckCLI(SessionCLI):
         if config.matmul_precision:
             torch.set_float32_matmul_precision(config.matmul_precision)
         self.notes = _take_one_device(config.trainer)
+        self._callbacks_act = _may_act(config.trainer.callbacks)
         if config.trainer.callbacks:
             self.notes.append("the callbacks of the config were left out")
         for name, value in _LEFT_OUT.items():
@@ -65,13 +68,31 @@ class CheckCLI(SessionCLI):
         super(SessionCLI, self).instantiate_classes()
         quieten(self.model)
 
+    def _inspection(self) -> Inspection:
+        return Inspection(
+            self.loads,
+            self.notes,
+            callbacks_act=self._callbacks_act,
+            output_path=self.config.fit.output_path,
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         own = {
             "logger": [DummyLogger()],
-            "callbacks": [Inspection(self.loads, self.notes)],
+            "callbacks": [self._inspection()],
             "profiler": without_profiler(),
         }
         return LightningCLI.instantiate_trainer(self, **own, **kwargs)
+
+
+def _may_act(callbacks: Any) -> bool:
+    """Whether a callback may freeze weights or give the optimiser more: a project's own may."""
+    settings = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    for path in (setting.class_path for setting in settings):
+        is_known = path.startswith(("lightning.", "lightning_trainer."))
+        if not is_known or issubclass(resolve_name(path), BaseFinetuning):
+            return True
+    return False
 
 
 def _take_one_device(trainer: Any) -> list[str]:

@@ -67,6 +67,23 @@ class Broken(Pictures):
         raise RuntimeError("no such file: weights.pt")
 
 
+class Counting(Pictures):
+    n_calls = 0
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.n_calls = 0
+
+    def forward_model(self, batch):
+        self.n_calls += 1
+        return super().forward_model(batch)
+
+
+class LostHead(Pictures):
+    def create_optimiser(self) -> None:
+        self.optimiser = torch.optim.Adam([*self.model.parameters()][:-2], 5e-3)
+
+
 class Silent(Twice):
     silenced_checks: ClassVar = {"activation/double_softmax": "an experiment with temperatures"}
 
@@ -148,3 +165,24 @@ def test_a_project_that_fails_says_so(check):
 def test_it_needs_a_project(run):
     code, _, err = run("check")
     assert code == 2 and "give `--config FILE`" in err
+
+
+def test_it_tells_what_a_run_needs(check):
+    _, out, _ = check("Own", "--format", "json")
+    needs = json.loads(out)["needs"]
+    assert needs["n_iterations"] == 500 and needs["first_validation"] == 100
+    assert needs["iteration_ms"] > 0 and needs["workers"] in (0, 2, 4)
+    assert sorted(needs["data_ms"]) == ["0", "2", "4"]
+    n_weights = 64 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
+    assert needs["checkpoint_mib"] == pytest.approx(3 * 4 * n_weights / 2**20, rel=0.05)  # Adam
+    assert needs["free_mib"] > needs["session_mib"] and needs["inexact"] == []
+    _, out, _ = check("Counting")
+    assert "going on   no checkpoint holds model.n_calls, which training changes" in out
+
+
+def test_weights_that_a_left_out_callback_may_add_are_a_hint(check):
+    code, out, _ = check("LostHead", "--format", "json")
+    [finding] = json.loads(out)["findings"]
+    assert finding["name"] == "optimiser/not_optimised" and code == 0
+    code, out, _ = check("LostHead", "--format", "json", "--trainer.callbacks=null")
+    assert code == 1 and json.loads(out)["findings"][0]["certain"]

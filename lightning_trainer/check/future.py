@@ -81,18 +81,21 @@ def _padding(project: Project, target: Tensor, ignored: int) -> Iterator[Finding
 
 
 def _sees_next(project: Project) -> Iterator[Finding]:
-    """Changes the last token of each sequence: no earlier output may change."""
+    """Changes the last token that the network reads: no earlier output may change."""
     batch, changed = project.batch("val", 4), project.batch("val", 4)
-    tokens, last = tokens_of(project, batch), tokens_of(project, changed)
-    if tokens is None or last is None:
+    tokens, others = tokens_of(project, batch), tokens_of(project, changed)
+    if tokens is None or others is None:
         return
-    length = tokens.shape[1]
-    last[:, -1] = torch.where(tokens[:, -1] == tokens[0, 0], tokens[0, 1], tokens[0, 0])
     with project.scratch():
-        a, b = (
-            tensors_in(project.forward(each, training=False, grad=False)[0])
-            for each in (batch, changed)
-        )
+        a = tensors_in(project.forward(batch, training=False, grad=False)[0])
+        sizes = [size for x in a.values() for size in x.shape[1:] if x.is_floating_point()]
+        # Where the batch has the targets as well, the network reads all but the last token.
+        length = next((n for n in (tokens.shape[1], tokens.shape[1] - 1) if n in sizes), 0)
+        if length < 2:
+            return
+        last = tokens[:, length - 1]
+        others[:, length - 1] = torch.where(last == tokens[0, 0], tokens[0, 1], tokens[0, 0])
+        b = tensors_in(project.forward(changed, training=False, grad=False)[0])
     for name, x in a.items():
         axes = [i for i in range(1, x.ndim) if x.shape[i] == length]
         if not axes or not x.is_floating_point():

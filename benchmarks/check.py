@@ -106,6 +106,9 @@ def of_input(kind: Kind, change: Callable[[Tensor], Tensor]) -> None:
     base = kind.module
 
     def forward_model(self: Any, batch: Any) -> Any:
+        inputs = [v for k, v in batch.items() if k not in TARGETS and isinstance(v, Tensor)]
+        if not any(v.is_floating_point() and v.ndim > 1 for v in inputs):
+            raise NotApplicable
         changed = {k: v if k in TARGETS else floats(v, change) for k, v in batch.items()}
         return base.forward_model(self, changed)
 
@@ -450,7 +453,9 @@ def of_data(
             data = getattr(self, f"{mode}_dataset")
             if not hasattr(data, "__len__"):
                 raise NotApplicable
-            setattr(self, f"{mode}_dataset", Changed(data, change))
+            several = isinstance(data, dict)
+            changed = {k: Changed(v, change) for k, v in data.items()} if several else None
+            setattr(self, f"{mode}_dataset", changed or Changed(data, change))
 
     extend(kind, "data", create_data=create_data)
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_trainer.check.findings import CannotCheck, CheckReport, Finding
-from lightning_trainer.check.project import Project, kept_generators
+from lightning_trainer.check.limits import kept_generators
+from lightning_trainer.check.project import Project
 
 Check = Callable[[Project], Iterable[Finding]]
 

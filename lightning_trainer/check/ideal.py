@@ -9,6 +9,7 @@ from lightning_trainer.check.nested import map_tensors, tensors_in
 from lightning_trainer.check.project import Project
 
 _STEPS = 150
+UNBOUNDED = -1e4  # a loss below this has no lowest value
 
 
 class FreeOutput:
@@ -56,16 +57,29 @@ def ideal_output(
     free = FreeOutput(output, constant, scale)
     if not free.values:
         return None
+    return _minimised(project, batch, free)
+
+
+def _minimised(project: Project, batch: Any, free: FreeOutput) -> tuple[Any, float] | None:
     optimiser = torch.optim.Rprop(free.values, lr=0.1, step_sizes=(1e-8, 1e3))
+    value = math.inf
     with torch.enable_grad():
         for _ in range(_STEPS):
             optimiser.zero_grad()
             loss = project.loss(batch, free.rebuilt())
-            if loss is None or not loss.requires_grad or not math.isfinite(loss.item()):
+            if loss is None or not loss.requires_grad:
                 return None
+            if not math.isfinite(loss.item()):
+                if value > UNBOUNDED:
+                    return None
+                break  # on the way to minus infinity
+            value, before = loss.item(), [each.detach().clone() for each in free.values]
             loss.backward()
             optimiser.step()
     with torch.no_grad():
+        if value < UNBOUNDED:
+            for each, last in zip(free.values, before, strict=True):
+                each.copy_(last)
         result = map_tensors(free.rebuilt(), lambda t: t.detach().clone())
         return result, float(project.loss(batch, result))
 

@@ -10,9 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning_trainer.check.catalogue import CHECKS
 from lightning_trainer.check.checking import Check, run_checks
 from lightning_trainer.check.findings import CheckReport
+from lightning_trainer.check.limits import kept_generators
 from lightning_trainer.check.loaded import watched_loads
 from lightning_trainer.check.needs import needs_of_run
-from lightning_trainer.check.project import Load, Project, kept_generators
+from lightning_trainer.check.project import Load, Project
 
 
 class Inspected(SystemExit):

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_trainer.check.findings import CannotCheck, Finding, certain, hint, some
+from lightning_trainer.check.nested import tensors_in
 from lightning_trainer.check.project import Project
 
+_N_RAW = 2000  # samples of different shapes that are compared
 _WIDE = 16  # numbers in an input: distances to neighbours are alike in so many dimensions
 _UNLIKELY = 32  # numbers in an input: so many are equal by copying, not by chance
 
@@ -26,8 +28,9 @@ def find_leak(project: Project) -> Iterator[Finding]:
         return
     (train, _), (val, order) = project.stacked("train"), project.stacked("val")
     inputs = [key for key in project.keys()[0] if key in train and key in val]
-    if not inputs:
-        raise CannotCheck("the inputs have no tensor that all samples have in one shape")
+    if not inputs:  # e.g. sequences of different lengths
+        yield from _raw_copies(project)
+        return
     counts = Counter(_digests(train, inputs))
     inside = [order[i] for i, d in enumerate(_digests(val, inputs)) if d in counts]
     share = len(inside) / len(order)
@@ -44,6 +47,29 @@ def find_leak(project: Project) -> Iterator[Finding]:
         )
     else:
         yield from _near(train, val, inputs)
+
+
+def _raw_copies(project: Project) -> Iterator[Finding]:
+    """Compares whole samples, before they are put into a batch."""
+    digests: dict[str, list[bytes]] = {}
+    for mode in ("train", "val"):
+        digests[mode] = []
+        for index in project.order(mode)[:_N_RAW]:
+            parts = tensors_in(project.fetch(mode, [index])).values()
+            if not any(part.numel() >= _WIDE for part in parts):
+                raise CannotCheck("the samples hold too few numbers to tell copies from chance")
+            content = b"".join(part.cpu().numpy().tobytes() for part in parts)
+            digests[mode].append(hashlib.blake2b(content, digest_size=12).digest())
+    known = {*digests["train"]}
+    inside = [i for i, d in zip(project.order("val"), digests["val"], strict=False) if d in known]
+    if len(inside) > 0.01 * len(digests["val"]):
+        yield certain(
+            "copies",
+            f"{len(inside)} of {len(digests['val'])} samples of val_dataset are in train_dataset: "
+            f"val_dataset[{some(inside)}]",
+            "the data was copied or oversampled before it was split",
+            "split first, by what belongs together",
+        )
 
 
 def _digests(stacked: dict[str, Tensor], keys: Sequence[str]) -> list[bytes]:

@@ -13,7 +13,7 @@ from lightning_trainer.check.memorising import (
 from lightning_trainer.check.project import Project
 from lightning_trainer.check.trained import find_in_trained
 
-_LOWER, _HIGHER = (0.1, 0.01), (10.0, 100.0, 1000.0, 10_000.0)  # of rates that are tried
+_LOWER, _HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1000.0, 10_000.0)  # of rates that are tried
 
 
 def find_not_learning(project: Project) -> Iterator[Finding]:
@@ -24,7 +24,7 @@ def find_not_learning(project: Project) -> Iterator[Finding]:
     with project.scratch():
         trial = small.train()
         evaluated = project.forward(small.new(), training=False, grad=False)
-        found = [*find_in_trained(project, small.batch, evaluated[0])] if trial.end < 1e30 else []
+        found = [*find_in_trained(project, small.batch)] if trial.end < 1e30 else []
     loss = None if evaluated[1] is None else evaluated[1].item()
     project.once("progress", lambda: small.progress(trial.end))
     if loss is not None:
@@ -82,7 +82,8 @@ def _try_rates(
         yield certain("rate_high", numbers, "the learning rate is far too high", remedy)
         return
     yield from found
-    if best > 1 and reached > 0.3:
+    fall_of_best = (small.start - ends[best]) / max(abs(small.start), 1e-9)
+    if best > 1 and max(reached, fall_of_best) > 0.3:
         remedy = f"raise it, e.g. to {rate * best / 10:.1g}"
         yield hint("rate_low", numbers, "the learning rate is far too low", remedy)
     elif small.has_ideal and max(own, reached) < 0.1 and fallen < 0.5 and not _explained(project):

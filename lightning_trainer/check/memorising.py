@@ -1,7 +1,6 @@
 """Training on one small batch: how far its loss falls."""
 
 import math
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +9,8 @@ import torch
 
 from lightning_trainer.check.findings import CannotCheck
 from lightning_trainer.check.graphs import all_nodes, operation
-from lightning_trainer.check.ideal import constant_loss, ideal_output
+from lightning_trainer.check.ideal import UNBOUNDED, constant_loss, ideal_output
+from lightning_trainer.check.limits import Patience
 from lightning_trainer.check.nested import copied, tensors_in
 from lightning_trainer.check.project import Project
 from lightning_trainer.check.rates import rates_of_run
@@ -61,21 +61,21 @@ class SmallBatch:
 
     @cached_property
     def has_ideal(self) -> bool:
-        known = self.constant is not None and self.floor is not None
-        return known and self.constant > self.floor + 1e-6  # type: ignore[operator]
+        if self.constant is None or self.floor is None or self.floor < UNBOUNDED:
+            return False
+        return bool(self.constant > self.floor + 1e-6)
 
     def progress(self, loss: float) -> float:
         """Of the way from a constant output (or the start) to the ideal: 0 is none of it."""
         base, reach = self.start, abs(self.start)
         if self.has_ideal:
             base = min(self.start, float(self.constant or 0.0))
-            if float(self.floor or 0.0) > -1e4:
-                reach = base - float(self.floor or 0.0)
+            reach = base - float(self.floor or 0.0)
         return float((base - loss) / max(reach, 1e-9))
 
     def train(self, n: int = STEPS, factor: float = 1.0, limit_s: float = LIMIT_S) -> Trial:
         """Trains in place, at the schedule's highest rate times `factor`; use it in `scratch`."""
-        project, started_s = self.project, time.perf_counter()
+        project, patience = self.project, Patience(limit_s)
         factor *= peak_rate(project) / max(highest_rate(project), 1e-30)
         for group in project.groups:
             group["lr"] = group["lr"] * factor
@@ -92,7 +92,7 @@ class SmallBatch:
                 torch.nn.utils.clip_grad_norm_(weights, clip)
             for optimiser in project.optimisers:
                 optimiser.step()
-            if not math.isfinite(losses[-1]) or time.perf_counter() - started_s > limit_s:
+            if not math.isfinite(losses[-1]) or patience.is_over:
                 break
         return Trial(losses, n)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_trainer.base.metrics import named_metrics
 from lightning_trainer.check.findings import CannotCheck, Finding, certain, hint
-from lightning_trainer.check.ideal import ideal_output
+from lightning_trainer.check.ideal import UNBOUNDED, ideal_output
 from lightning_trainer.check.nested import alike, map_tensors, tensors_in
 from lightning_trainer.check.project import Project
 from lightning_trainer.check.score import metrics_direction
@@ -150,8 +150,9 @@ def _at_ideal(project: Project, batch: Any, with_graph: Any, output: Any) -> Ite
     highest = getattr(metric, "plot_upper_bound", None)
     gain = (best - start) * (1 if right == "max" else -1)
     at_end = right == "min" or abs(start - (highest or 1)) < 0.02
+    make = certain if ideal[1] > UNBOUNDED else hint
     if gain < -1e-6 or (gain <= 1e-6 and not at_end):
-        yield certain(
+        yield make(
             "disagrees",
             f"the output that the loss likes best has `{name}` {best:.4f}, the untrained "
             f"network's has {start:.4f}",

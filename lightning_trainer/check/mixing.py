@@ -42,7 +42,7 @@ def find_mixing(project: Project) -> Iterator[Finding]:
 
 def _batch(project: Project, replaced: int | None = None) -> Any:
     """A validation batch in which one sample's inputs may be those of another."""
-    batch, other = project.batch("val", _SIZE), project.batch("val", _SIZE, skip=_SIZE)
+    batch, other = project.two_batches("val", _SIZE)
     for key in project.keys()[0] if replaced is not None else ():
         value = batch.get(key)
         if isinstance(value, Tensor) and value.ndim and value.shape == other[key].shape:

@@ -1,13 +1,11 @@
 """What the checks need of a project: batches, forward passes, and everything put back."""
 
 import contextlib
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -16,10 +14,12 @@ from lightning_trainer.base.module import BaseModule
 from lightning_trainer.base.optimising import by_name
 from lightning_trainer.base.sampling import SeededDataset, seed_generators
 from lightning_trainer.check.findings import CannotCheck, Finding
-from lightning_trainer.check.nested import Recorder, copied, map_tensors, tensors_in
+from lightning_trainer.check.limits import kept_generators
+from lightning_trainer.check.nested import Recorder, copied, first_loader, first_samples
 from lightning_trainer.internals_of_graphs import to_device
 
 Kind = TypeVar("Kind")
+Load = tuple[str, int, list[str]]  # a class, the tensors given to it, the names it does not have
 # Of this many samples at most, fetched within so many seconds, the checks of data look.
 N_SAMPLES, SAMPLES_S = 20_000, 3.0
 
@@ -34,7 +34,7 @@ class Project:
         self,
         trainer: pl.Trainer,
         module: Any,
-        loads: Sequence["Load"] = (),
+        loads: Sequence[Load] = (),
         val: Any = None,
         callbacks_act: bool = False,
     ) -> None:
@@ -42,7 +42,7 @@ class Project:
         self.loads = loads  # what was loaded with `strict=False`
         self.callbacks_act = callbacks_act  # whether one that is left out may freeze or add weights
         self.found: list[Finding] = []  # by the checks so far; `run_checks` adds to it
-        self.loaders = {"train": trainer.train_dataloader, "val": _first(val)}
+        self.loaders = {"train": trainer.train_dataloader, "val": first_loader(val)}
         self.training_modes = {layer: layer.training for layer in module.modules()}
         self._known: dict[Any, Any] = {}
 
@@ -120,10 +120,24 @@ class Project:
                 elif self.loaders[mode] is None:
                     raise CannotCheck("there is no validation data")
                 else:
-                    batch = _start(next(iter(self.loaders[mode])), size)
+                    batch = first_samples(next(iter(self.loaders[mode])), size)
                 return to_device(self.trainer, copied(batch))
 
         return copied(self.once(("batch", mode, size, skip), make))
+
+    def two_batches(self, mode: str, size: int) -> tuple[Any, Any]:
+        """Two batches of other samples but of the same shapes, also where sequences are padded."""
+        size = min(size, max(1, self.size(mode) // 2))
+        whole = self.batch(mode, 2 * size)
+        if not isinstance(whole, Mapping):
+            raise CannotCheck(f"a batch is a {type(whole).__name__}, not a dict")
+
+        def part(value: Any, first: int) -> Any:
+            cut = isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 0)
+            return value[first : first + size] if cut and len(value) == 2 * size else value
+
+        first, second = ({k: part(v, i) for k, v in whole.items()} for i in (0, size))
+        return first, copied(second)
 
     def next_batch(self, keys: Sequence[int]) -> Any:
         """Training samples by their keys, on the device."""
@@ -148,17 +162,25 @@ class Project:
         """Inputs and targets of many samples, (N, ...) on the CPU by key, and their N indices."""
         return self.once(("stacked", mode), lambda: self._stack(mode))
 
+    def many(self, mode: str) -> tuple[list[Any], list[int]]:
+        """Batches of 64 of many samples, and the indices of these."""
+
+        def make() -> tuple[list[Any], list[int]]:
+            self.dataset(mode)
+            parts, started_s = [], time.perf_counter()
+            order = self.order(mode)[:N_SAMPLES]
+            for i in range(0, len(order), 64):
+                parts.append(self.collate(mode, order[i : i + 64]))
+                if time.perf_counter() - started_s > SAMPLES_S:
+                    break
+            return parts, order[: 64 * len(parts)]
+
+        return self.once(("many", mode), make)
+
     def _stack(self, mode: str) -> tuple[dict[str, Tensor], list[int]]:
-        wanted = {key for keys in self.keys() for key in keys}
-        self.dataset(mode)
-        parts, started_s = [], time.perf_counter()
-        order = self.order(mode)[:N_SAMPLES]
-        for i in range(0, len(order), 64):
-            parts.append(self.collate(mode, order[i : i + 64]))
-            if time.perf_counter() - started_s > SAMPLES_S:
-                break
+        parts, order = self.many(mode)
         found: dict[str, Tensor] = {}
-        for key in sorted(wanted):
+        for key in sorted({key for keys in self.keys() for key in keys}):
             if all(isinstance(part.get(key), Tensor) and part[key].ndim for part in parts):
                 with contextlib.suppress(RuntimeError):  # of different lengths
                     found[key] = torch.cat([part[key] for part in parts]).cpu()
@@ -229,32 +251,3 @@ class Project:
             self.module.train_metrics.reset()
             self.module.val_metrics.reset()
             self._restore_modes()
-
-
-Load = tuple[str, int, list[str]]  # a class, the tensors given to it, the names it does not have
-
-
-@contextlib.contextmanager
-def kept_generators() -> Iterator[None]:
-    """Gives the random streams of torch, numpy and Python back as they were."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            np.random.set_state(of_numpy)
-            random.setstate(of_python)
-
-
-def _first(loaders: Any) -> Any:
-    if isinstance(loaders, Mapping):
-        return next(iter(loaders.values()), None)
-    return next(iter(loaders), None) if isinstance(loaders, list | tuple) else loaders
-
-
-def _start(batch: Any, size: int) -> Any:
-    """The first samples of a batch; all of it if it has parts of several lengths."""
-    lengths = {len(tensor) for tensor in tensors_in(batch).values() if tensor.ndim}
-    whole = lengths and len(lengths) == 1
-    return map_tensors(batch, lambda t: t[:size] if t.ndim else t) if whole else batch

@@ -1,7 +1,6 @@
 """Targets that the inputs tell nothing about."""
 
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from lightning_trainer.check.findings import CannotCheck, Finding, hint
 from lightning_trainer.check.ideal import constant_loss
+from lightning_trainer.check.limits import Patience
 from lightning_trainer.check.memorising import highest_rate, peak_rate
 from lightning_trainer.check.nested import copied
 from lightning_trainer.check.project import Project
@@ -93,8 +93,8 @@ def _train(project: Project) -> tuple[int, float, float] | None:
         factor = peak_rate(project) / max(highest_rate(project), 1e-30)
         for group in project.groups:
             group["lr"] = group["lr"] * factor
-        best, started_s, done = loss.item(), time.perf_counter(), 0
-        while time.perf_counter() - started_s < _LIMIT_S and done < _STEPS:
+        best, patience, done = loss.item(), Patience(_LIMIT_S), 0
+        while not patience.is_over and done < _STEPS:
             _step(project, done, size)
             done += 1
             if done % 25 == 0:

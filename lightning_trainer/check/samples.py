@@ -1,15 +1,15 @@
 """Samples that depend on more than their index and their seed."""
 
 import random
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from lightning_trainer.check.findings import CannotCheck, Finding, certain, hint
+from lightning_trainer.check.limits import kept_generators
 from lightning_trainer.check.nested import alike, copied
-from lightning_trainer.check.project import Project, kept_generators
+from lightning_trainer.check.project import Project
 
 _N = 16  # samples that are read several times
 
@@ -96,10 +96,5 @@ def _augmented(project: Project, indices: list[int]) -> Iterator[Finding]:
 def _targets_change(project: Project, one: int, two: int) -> bool:
     """Whether the task itself is drawn, e.g. the words that are hidden."""
     _, targets = project.keys()
-    first, second = (copied(project.fetch("val", [key])) for key in (one, two))
-    pairs: Any = zip(_as_list(first), _as_list(second), strict=True)
-    return any(not alike(a.get(k), b.get(k)) for a, b in pairs for k in targets)
-
-
-def _as_list(samples: Any) -> list[Any]:
-    return [samples] if isinstance(samples, Mapping) else [*samples]
+    first, second = (copied(project.collate("val", [key])) for key in (one, two))
+    return any(not alike(first.get(key), second.get(key)) for key in targets)

@@ -12,11 +12,11 @@ from lightning_trainer.check.project import Project
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def find_in_trained(project: Project, batch: Any, output: Any) -> Iterator[Finding]:
-    """Looks at the network as it is; `output` is that of `batch` in evaluation."""
+def find_in_trained(project: Project, batch: Any) -> Iterator[Finding]:
+    """Looks at the network as it is; its gradients are those of `batch`."""
     yield from _equal_units(project)
     yield from _dead_units(project)
-    yield from _ignored_input(project, batch, output)
+    yield from _ignored_input(project)
     yield from _vanishing(project, batch)
 
 
@@ -60,12 +60,12 @@ def _dead_units(project: Project) -> Iterator[Finding]:
         )
 
 
-def _ignored_input(project: Project, batch: Any, output: Any) -> Iterator[Finding]:
+def _ignored_input(project: Project) -> Iterator[Finding]:
     """Replaces all inputs by those of other samples: the output must change."""
-    outputs = tensors_in(output)
-    floats = {k: v for k, v in outputs.items() if v.is_floating_point()}
-    n = len(next(iter(tensors_in(batch).values())))
-    other, changed = project.batch("train", n, skip=n), copied(batch)
+    batch, other = project.two_batches("train", 16)
+    output, _ = project.forward(copied(batch), training=False, grad=False)
+    floats = {k: v for k, v in tensors_in(output).items() if v.is_floating_point()}
+    changed = copied(batch)
     for key in project.keys()[0]:
         value = changed.get(key)
         if isinstance(value, Tensor) and value.shape == getattr(other.get(key), "shape", None):

@@ -18,9 +18,10 @@ def find_odd_values(project: Project) -> Iterator[Finding]:
     for mode in ("train", "val"):
         if mode == "val" and not project.has(mode):
             continue
-        stacked, order = project.stacked(mode)
+        for key in sorted({*inputs, *targets}):
+            yield from _not_finite(project, mode, key)
+        stacked, _ = project.stacked(mode)
         for key, value in stacked.items():
-            yield from _not_finite(mode, key, value, order)
             differ = len(value) < 2 or bool((value != value[:1]).any())
             if key in inputs and key not in targets and not differ:
                 yield certain(
@@ -34,15 +35,18 @@ def find_odd_values(project: Project) -> Iterator[Finding]:
             yield from _labels(project, key)
 
 
-def _not_finite(mode: str, key: str, value: Tensor, order: list[int]) -> Iterator[Finding]:
-    if not value.is_floating_point():
-        return
-    bad = ~value.isfinite().reshape(len(value), -1).all(1)
-    if bad.any():
-        indices = [order[i] for i in bad.nonzero().flatten().tolist()]
+def _not_finite(project: Project, mode: str, key: str) -> Iterator[Finding]:
+    parts, order = project.many(mode)
+    indices: list[int] = []
+    for i, part in enumerate(parts):
+        value, of_part = part.get(key), order[64 * i : 64 * (i + 1)]
+        if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(of_part):
+            bad = ~value.isfinite().reshape(len(value), -1).all(1)
+            indices += [of_part[row] for row in bad.nonzero().flatten().tolist()]
+    if indices:
         yield certain(
             "not_finite",
-            f'"{key}" is not finite in {len(indices)} of {len(value)} samples of {mode}_dataset: '
+            f'"{key}" is not finite in {len(indices)} of {len(order)} samples of {mode}_dataset: '
             f"{some(indices)}",
             "missing values were read as NaN, or a division by zero",
             "drop or repair these samples in `create_data`",

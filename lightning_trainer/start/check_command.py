@@ -3,20 +3,19 @@
 import argparse
 import contextlib
 import os
-import random
 import sys
 from collections.abc import Iterator
 from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lightning_trainer.check.inspection import Inspected, Inspection, quieten
+from lightning_trainer.check.limits import kept_generators
 from lightning_trainer.check.loaded import watched_loads
 from lightning_trainer.check.project import Load
 from lightning_trainer.check.telling import format_json, format_text
@@ -134,13 +133,10 @@ def check(argv: list[str]) -> int:
 def _given_back() -> Iterator[None]:
     """Gives back random streams, and the variables that Lightning sets for a run."""
     variables = dict(os.environ)
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        yield
+        with kept_generators():
+            yield
     finally:
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from lightning_trainer.check.activation import LossGraph, loss_graph
 from lightning_trainer.check.findings import CannotCheck, Finding, certain
 from lightning_trainer.check.graphs import input_shapes, operation
+from lightning_trainer.check.nested import copied, tensors_in
 from lightning_trainer.check.project import Project
 from lightning_trainer.internals_of_graphs import result_shape
 
@@ -52,15 +53,16 @@ def _expanded(project: Project, graph: LossGraph) -> Iterator[Finding]:
 
 
 def _grows(project: Project) -> Iterator[Finding]:
-    if project.size("train") < 16:
-        raise CannotCheck("there are fewer than 16 training samples with an index")
+    batches = [project.batch("train", 16), *project.two_batches("train", 8)]
+    lengths = [{len(t) for t in tensors_in(batch).values() if t.ndim} for batch in batches]
+    if 16 not in lengths[0] or 8 not in lengths[1] & lengths[2]:
+        raise CannotCheck("there are no batches of 16 and of 8 training samples")
     with project.scratch():
         losses = []
-        for size, skip in ((16, 0), (8, 0), (8, 8)):
-            batch = project.batch("train", size, skip)
-            _, loss = project.forward(batch, training=False, grad=False)
-            if loss is None:  # in evaluation, where no sample depends on others
-                _, loss = project.forward(project.batch("train", size, skip), grad=False)
+        for batch in batches:
+            _, loss = project.forward(copied(batch), training=False, grad=False)
+            if loss is None:  # in evaluation
+                _, loss = project.forward(batch)
             losses.append(loss.item())
     whole, half = losses[0], sum(losses[1:]) / 2
     if half and 1.9 < whole / half < 2.1:

@@ -29,7 +29,7 @@ def find_not_learning(project: Project) -> Iterator[Finding]:
     project.once("progress", lambda: small.progress(trial.end))
     if loss is not None:
         yield from _gap(small, trial, loss)
-    if small.progress(trial.end) > 0.3 or not trial.is_whole:
+    if small.progress(trial.end) > 0.3 or not trial.is_long:
         yield from found
     else:
         yield from _try_rates(project, small, trial, found)
@@ -86,7 +86,7 @@ def _try_rates(
     if best > 1 and max(reached, fall_of_best) > 0.3:
         remedy = f"raise it, e.g. to {rate * best / 10:.1g}"
         yield hint("rate_low", numbers, "the learning rate is far too low", remedy)
-    elif small.has_ideal and max(own, reached) < 0.1 and fallen < 0.5 and not _explained(project):
+    elif trial.is_whole and _learns_nothing(project, small, max(own, reached), fallen):
         yield hint(
             "not_learned",
             f"{numbers}; a constant output has {small.constant:.3g}",
@@ -106,6 +106,7 @@ def _ends(project: Project, small: SmallBatch, factors: tuple[float, ...]) -> di
     return ends
 
 
-def _explained(project: Project) -> bool:
-    """Whether a certain finding is likely the reason."""
-    return any(finding.certain for finding in project.found)
+def _learns_nothing(project: Project, small: SmallBatch, reached: float, fallen: float) -> bool:
+    """Whether no rate learns anything, and no certain finding is likely the reason."""
+    explained = any(finding.certain for finding in project.found)
+    return small.has_ideal and reached < 0.1 and fallen < 0.5 and not explained

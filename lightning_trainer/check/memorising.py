@@ -15,6 +15,7 @@ from lightning_trainer.check.nested import copied, tensors_in
 from lightning_trainer.check.project import Project
 from lightning_trainer.check.rates import rates_of_run
 
+_COMPARABLE = 50  # steps
 STEPS, LIMIT_S = 150, 8.0  # of one trial; one that takes longer is cut, and proves little
 
 
@@ -32,6 +33,11 @@ class Trial:
     @property
     def is_whole(self) -> bool:
         return len(self.losses) >= self.wanted or self.end == math.inf
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is long enough to compare learning rates."""
+        return self.is_whole or len(self.losses) >= _COMPARABLE
 
 
 class SmallBatch:

@@ -127,7 +127,8 @@ class Project:
 
     def two_batches(self, mode: str, size: int) -> tuple[Any, Any]:
         """Two batches of other samples but of the same shapes, also where sequences are padded."""
-        size = min(size, max(1, self.size(mode) // 2))
+        if self.has(mode):
+            size = min(size, max(1, self.size(mode) // 2))
         whole = self.batch(mode, 2 * size)
         if not isinstance(whole, Mapping):
             raise CannotCheck(f"a batch is a {type(whole).__name__}, not a dict")

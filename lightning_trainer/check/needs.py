@@ -1,5 +1,6 @@
 """What a run needs: its time, memory and disk, and whether going on will be exact."""
 
+import os
 import resource
 import shutil
 import sys
@@ -33,7 +34,7 @@ class Needs:
 
     update_ms: float | None = None  # forward, backward and optimiser step of a batch
     data_ms: dict[int, float] = field(default_factory=dict)  # of a batch, by the workers
-    workers: int | None = None  # the fewest that keep up with the updates, else the fastest
+    workers: int | None = None  # the fewest that are about as fast as the best number
     iteration_ms: float | None = None  # with as many workers as are given
     run_s: float | None = None  # of the whole run, without validations
     n_iterations: float | None = None
@@ -69,8 +70,10 @@ def _conclude(project: Project, needs: Needs) -> None:
     update = needs.update_ms or 0.0
     if needs.data_ms and needs.update_ms is not None:
         waits = {n: ms if n == 0 else max(0.0, ms - update) for n, ms in needs.data_ms.items()}
-        enough = [n for n, wait in waits.items() if wait < 0.05 * update]
-        needs.workers = min(enough, default=min(waits, key=lambda n: waits[n]))
+        # A worker needs a core of its own, and is worth it for a tenth of the time.
+        possible = [n for n in waits if n == 0 or n < (os.cpu_count() or 1)]
+        best = min(waits[n] for n in possible)
+        needs.workers = min(n for n in possible if update + waits[n] <= 1.1 * (update + best))
         given = getattr(project.data, "n_workers", 0)
         nearest = min(waits, key=lambda n: abs(n - given))
         needs.iteration_ms = (update + waits[nearest]) * project.trainer.accumulate_grad_batches

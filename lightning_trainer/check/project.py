@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_trainer.base.module import BaseModule
-from lightning_trainer.base.optimising import by_name
 from lightning_trainer.base.sampling import SeededDataset, seed_generators
 from lightning_trainer.check.findings import CannotCheck, Finding
 from lightning_trainer.check.limits import kept_generators
@@ -55,7 +54,7 @@ class Project:
 
     @property
     def optimisers(self) -> list[Optimizer]:
-        return [*by_name(self.module.optimiser).values()]
+        return [*self.trainer.optimizers]
 
     @property
     def groups(self) -> list[dict[str, Any]]:

@@ -83,7 +83,8 @@ def _try_rates(
         return
     yield from found
     fall_of_best = (small.start - ends[best]) / max(abs(small.start), 1e-9)
-    if best > 1 and max(reached, fall_of_best) > 0.3:
+    stands_still = abs(fallen) < 1e-3 and fall_of_best > 0.03
+    if best > 1 and (max(reached, fall_of_best) > 0.3 or stands_still):
         remedy = f"raise it, e.g. to {rate * best / 10:.1g}"
         yield hint("rate_low", numbers, "the learning rate is far too low", remedy)
     elif trial.is_whole and _learns_nothing(project, small, max(own, reached), fallen):

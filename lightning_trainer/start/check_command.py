@@ -58,6 +58,10 @@ class CheckCLI(SessionCLI):
         self._callbacks_act = _may_act(config.trainer.callbacks)
         if config.trainer.callbacks:
             self.notes.append("the callbacks of the config were left out")
+        arguments = config.model.get("init_args") or {}
+        if arguments.get("compile"):
+            arguments["compile"] = False
+            self.notes.append("checked without `model.compile`")
         for name, value in _LEFT_OUT.items():
             config.trainer[name] = value
 

@@ -138,9 +138,11 @@ def test_a_project_adds_a_check_and_silences_one(check):
     assert silenced == {"activation/double_softmax": "an experiment with temperatures"}
 
 
-def test_settings_of_several_processes_are_checked_in_one(check):
-    code, out, err = check("Healthy", "--trainer.devices=2", "--trainer.strategy=ddp")
+def test_settings_of_several_processes_are_checked_in_one_and_nothing_is_compiled(check):
+    several = ("--trainer.devices=2", "--trainer.strategy=ddp", "--model.compile=true")
+    code, out, err = check("Healthy", *several)
     assert code == 0, out + err
+    assert "Note: checked without `model.compile`" in out
     assert "Note: checked in one process, on one device" in out
 
 

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
+from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.checkpoints.weights import find_weights, read_weights
 from lightning_trainer.run.state import RunCallback
 
@@ -30,6 +31,9 @@ class BeginModel(RunCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         strategy, configure = trainer.strategy, pl_module.configure_model
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, BaseDataModule):  # whose own `setup` a project may have replaced
+            BaseDataModule.setup(data, stage)
 
         def configure_and_begin() -> None:
             vars(pl_module).pop("configure_model", None)

@@ -14,10 +14,12 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_trainer.internals import root_cause
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.secrets import hide
+from lightning_trainer.start.likely import likely_cause
 
 FILE_NAME = "failure.txt"
 
@@ -60,7 +62,8 @@ def report_failure(
     if isinstance(cause, OSError) and cause.errno and not cause.filename and folder is not None:
         text = f"error: {folder}: {cause}\n"
     if not (_is_explained(cause) or _is_of_session(cause, folder)):
-        text = _traceback(cause)
+        likely = likely_cause(cause)
+        text = f"error: {likely}\n" if likely else _traceback(cause)
     if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
         text = _of_first_failure(cause, hide(text, secrets), folder / FILE_NAME, trainer)
     print(text, end="", file=sys.stderr, flush=True)
@@ -148,8 +151,9 @@ def _is_explained(ex: BaseException) -> bool:
     """Whether the message needs no traceback.
 
     So it is for faults of the machine, for what this library can't do with a file, for a file that
-    is not where it should be, for every `raise` in this library and Lightning's callbacks, and for
-    every `raise` elsewhere before the first batch. All other errors are faults in code.
+    is not where it should be, for every `raise` in this library and Lightning's callbacks, for what
+    torchmetrics and Lightning say of what a hook gives them, and for every `raise` elsewhere before
+    the first batch. All other errors are faults in code.
     """
     if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
         return True
@@ -162,6 +166,8 @@ def _is_explained(ex: BaseException) -> bool:
         return False
     files = [Path(frame.filename) for frame in frames]
     loops, callbacks = (Path(pl.__file__).parent / name for name in ("loops", "callbacks"))
+    if "torchmetrics" in files[-1].parts or isinstance(ex, MisconfigurationException):
+        return True
     is_told = any(files[-1].is_relative_to(folder) for folder in (_OWN, callbacks))
     return is_told or not any(f.is_relative_to(loops) for f in files)
 

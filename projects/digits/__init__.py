@@ -20,7 +20,7 @@ class DigitsData(BaseDataModule):
         samples = [{"image": image, "label": label} for image, label in pairs]
         split = train_test_split(samples, test_size=360, random_state=0)
         self.train_dataset, self.val_dataset = split
-        self.test_dataset = self.val_dataset
+        self.test_dataset = self.predict_dataset = self.val_dataset
 
 
 class DigitsModule(BaseModule):

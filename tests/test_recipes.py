@@ -82,6 +82,11 @@ def test_a_search_gives_a_session_for_each_trial_and_goes_on(place):
     assert process.returncode == 0, process.stderr
     assert "trial1 ended with exit code 2" in process.stderr
     assert f"Best: {best:.4f} by trial0" in process.stdout
+    command = command.replace("--trials 1", "--trials 2 --output_path experiments/loss")
+    process = sh(f"python {command} --model.score_name loss", place)
+    rows = listed("experiments/loss", place)
+    tag, best = min(((tag, row["best"]) for tag, row in rows.items()), key=lambda pair: pair[1])
+    assert len(rows) == 2 and f"Best: {best:.4f} by {tag}" in process.stdout, process.stderr
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 _MEAN = "average over the batch, e.g. `loss.mean()`"
 
@@ -70,6 +71,32 @@ def require_override(owner: Any, hook: str, base: type) -> None:
             f"`{type(owner).__name__}.create_optimiser` sets several optimisers: override "
             f"`{hook}`, and call `self.optimise(NAME, loss)` in it for each"
         )
+
+
+def check_dataset(owner: Any, attribute: str, dataset: Any) -> None:
+    """Raises a ValueError for what is missing, empty, or neither a dataset nor a stream."""
+    of_owner = f"`self.{attribute}` of `{type(owner).__name__}`"
+    if dataset is None:
+        raise ValueError(
+            f"`{type(owner).__name__}.create_data` left `self.{attribute}` unset: "
+            "assign a dataset whose samples are dicts"
+        )
+    if isinstance(dataset, IterableDataset):
+        return
+    if isinstance(dataset, DataLoader):
+        loader = attribute.partition("_dataset")[0] + "_dataloader"
+        raise ValueError(
+            f"{of_owner} is a {type(dataset).__name__}: assign its dataset, or let `{loader}` "
+            "return a loader of your own"
+        )
+    reads = any(hasattr(dataset, name) for name in ("__getitem__", "__getitems__", "get_batch"))
+    if isinstance(dataset, str) or not (reads and hasattr(dataset, "__len__")):
+        raise ValueError(
+            f"{of_owner} is a {type(dataset).__name__}, no dataset: give it `__len__` and "
+            "`__getitem__`, or derive a stream from `torch.utils.data.IterableDataset`"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{of_owner} is empty: check the paths and splits in `create_data`")
 
 
 def check_metrics(module: Any) -> None:

@@ -102,6 +102,14 @@ KINDS: dict[str, list[str]] = {
     "nested metrics": of("test_carried.WrappedModule", kind="minmax"),
     "draws in hooks": [*of("test_seeding.DrawingModule"), f"{CALLBACK}=test_seeding.Draws"],
     "two optimisers": of("stop_kinds.ManualModule"),
+    "several optimisers": [
+        *of("test_optimising.Adversaries", rates="steps"),
+        "--trainer.gradient_clip_val=0.5",
+    ],
+    "several sets, parts of the loss": [
+        *of("test_losses.Parts", schedule="plateau"),
+        "--data=test_several_sets.SeveralData",
+    ],
     "get_batch": ["--data=stop_kinds.WholeBatchesData"],
     "2 workers": ["--data.n_workers=2"],
 }

@@ -2,6 +2,11 @@
 
 import ast
 import importlib
+import os
+import re
+import subprocess
+import sys
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -50,6 +55,42 @@ def modules_of(path: Path) -> set[str]:
 
 def roots_of(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports_of(path)}
+
+
+# What is imported by another name than the package's.
+PACKAGES = {"yaml": "PyYAML", "lightning_utilities": "lightning"}
+
+
+def test_the_library_imports_no_package_that_it_does_not_require():
+    text = (ROOT / "pyproject.toml").read_text()
+    required = set(
+        re.findall(r'^    "([\w-]+)', text[text.index("dependencies = [") :], re.MULTILINE)
+    )
+    assert "torch" in required and not required & {"torchvision", "scikit-learn"}
+    roots = {root for path in LIBRARY.values() for root in roots_of(path)}
+    others = roots - sys.stdlib_module_names - {"lightning_trainer"}
+    optional = {"safetensors"}  # is named with its command where it is missing
+    assert {PACKAGES.get(root, root) for root in others} - optional <= required
+
+
+@pytest.mark.slow
+def test_it_trains_where_the_packages_of_the_examples_are_not_installed(config, tmp_path):
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for path in Path(pytest.__file__).parent.parent.iterdir():
+        if not re.match("torchvision|sklearn|scikit_learn|safetensors", path.name):
+            (packages / path.name).symlink_to(path)
+    paths = map(str, [packages, ROOT, ROOT / "tests", ROOT / "tests/loaders"])
+    run = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    python = [Path(sys.base_prefix, "bin/python3"), "-S", "cli.py", "fit"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(paths)}
+    flags = ["--config", str(config), "--trainer.max_steps=5"]
+    done = run([*python, *flags], env=environment)
+    assert done.returncode == 0 and "Finished at iteration 5" in done.stdout, done.stderr
+    done = run([*python, "--config", "configs/digits.yaml"], env=environment)
+    assert done.returncode == 2
+    told = "No module named 'sklearn'. Is a package missing? `pip install scikit-learn`"
+    assert told in done.stderr.splitlines()[0] and len(done.stderr.splitlines()) == 2
 
 
 def test_all_ways_to_import_are_seen(tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ from torch.distributed.fsdp import fully_shard
 
 # 28 samples: in batch norm, the smallest batch of either process has more than one.
 FLAGS = ("--trainer.devices=2", "--data.n_samples=28")
+SEVERAL_OPTIMISERS = "--model=test_optimising.Adversaries"
+SEVERAL_SETS = "--data=test_several_sets.SeveralData"
 LOGS = "--model=test_logged.LoggingModule"  # logs in all ways that Lightning has
 
 
@@ -87,8 +89,20 @@ init_args: {data_parallel_size: 2, tensor_parallel_size: 1}
                 SHARDED,
             ],
         ),
+        pytest.param(
+            *("on_train_batch_end", (12, 23, 11)),
+            ["--save_minutes=0", SEVERAL_OPTIMISERS, SEVERAL_SETS],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("on_validation_batch_end", (10, 23, 10), [SEVERAL_SETS, "--model=test_losses.Parts"]),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["after each iteration", "within validations", "sharded"],
+    ids=[
+        *("after each iteration", "within validations", "sharded"),
+        *("several optimisers", "several sets"),
+    ],
 )
 def test_two_processes_killed_anywhere_go_on_bitwise(tmp_path, config, hook, kills, flags):
     check(start_pair(config, tmp_path / "experiments", hook, *kills, *FLAGS, *flags), kills)

@@ -1,5 +1,6 @@
 """What docs/recipes.md promises is what happens."""
 
+import importlib
 import json
 import os
 import re
@@ -7,8 +8,11 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
+import torch
 import yaml
 from conftest import ROOT, run_process
 from forks import make_python
@@ -122,3 +126,94 @@ def test_the_profile_recipe_writes_into_the_session_folder(place):
 
 def test_the_yaml_of_a_logger_is_one():
     assert yaml.safe_load(block_after("mlflow"))["trainer"]["logger"]["init_args"]
+
+
+HEADER = """
+import torch
+from torch import nn
+from lightning_trainer import BaseDataModule, BaseModule
+from conftest import TinyData, TinyModule
+from projects.digits import DigitsModule
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """Makes a module of a recipe's code that runs can name; returns its name."""
+
+    def make(mark: str, more: str = "") -> str:
+        name = f"recipe_{mark.replace(' ', '_')}"
+        tmp_path.joinpath(f"{name}.py").write_text(HEADER + block_after(mark) + more)
+        monkeypatch.syspath_prepend(tmp_path)
+        return name
+
+    return make
+
+
+def test_a_backbone_is_frozen_and_thawed_and_a_restart_is_exact(run, tmp_path, recipe):
+    kind = f"{recipe('finetune')}.Finetune"
+    command = re.search(r"--trainer.callbacks\+ (\S+) (\S+) 2", RECIPES)
+    common = ("--config", "configs/digits.yaml", "--output_path", tmp_path, "--model.width=4")
+    short = ("--trainer.val_check_interval=12", "--trainer.log_every_n_steps=12")
+
+    def fit(tag: str, *options: object) -> Path:
+        code, _, err = run("fit", *options, "--trainer.accelerator=cpu", *short)
+        assert code == 0, err
+        [session] = tmp_path.glob(f"session_*_{tag}")
+        return session
+
+    before = fit("pre", *common, "--tag=pre", "--trainer.max_steps=12", "--trainer.callbacks=null")
+    frozen = (*common, "--model", kind, "--init_from", before, "--data.batch_size=256")
+    frozen = (*frozen, f"--trainer.callbacks={command[1]}", f"{command[2]}=2")
+    first = fit("first", *frozen, "--tag=first", "--trainer.max_steps=12")
+    begun = torch.load(before / "checkpoints/best.ckpt")["state_dict"]
+    then = torch.load(first / "checkpoints/last.ckpt")["state_dict"]
+    assert {n for n in begun if not torch.equal(begun[n], then[n])} == {
+        "model.6.weight",
+        "model.6.bias",
+    }
+    whole = fit("whole", *frozen, "--tag=whole", "--trainer.max_steps=24")
+    assert fit("first", "--ckpt_path", first, "--trainer.max_steps=24") == first
+    ends = [torch.load(s / "checkpoints/last.ckpt")["state_dict"] for s in (whole, first)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not any(torch.equal(begun[name], ends[0][name]) for name in begun)
+
+
+KNOWS = """
+class Knows(TinyData):
+    def create_data(self) -> None:
+        super().create_data()
+        self.n_classes = 2
+
+class Asks(TinyModule):
+    def create_model(self) -> None:
+        self.model = nn.Linear(4, self.trainer.datamodule.n_classes)
+"""
+
+
+def test_what_the_data_knows_is_known_in_all_commands_and_elsewhere_a_line_says_how(
+    run, config, tmp_path, recipe, sessions
+):
+    text = 'text = "abba"\nGPT = lambda n_tokens: nn.Linear(n_tokens, 1)\n'
+    name = recipe("data knows", f"{text}{KNOWS}")
+    own = ("--model", f"{name}.Asks", "--data", f"{name}.Knows", "--trainer.max_steps=2")
+    code, _, err = run("fit", "--config", config, *own)
+    assert code == 0, err
+    [session] = sessions()
+    for command in ("test", "predict", "validate"):
+        code, _, err = run(command, "--ckpt_path", session)
+        assert code == 0, err
+    project = importlib.import_module(name)
+    known = SimpleNamespace(datamodule=SimpleNamespace(vocabulary=["a", "b"]))
+    given = SimpleNamespace(trainer=known)
+    project.Module.create_model(given)
+    assert given.model.in_features == 2
+    path = session / "checkpoints/best.ckpt"
+    with pytest.raises(RuntimeError, match=r"`Asks.create_model` reads `self.trainer`, whi"):
+        project.Asks.load_from_checkpoint(path)
+    code = block_after("predict").replace(
+        "experiments/session_.../checkpoints/best.ckpt", str(path)
+    )
+    names = {"pl": pl, "Module": project.Asks, "Data": project.Knows}
+    exec(code, names)
+    assert sum(len(output) for output in names["outputs"]) == 10

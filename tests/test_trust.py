@@ -25,6 +25,7 @@ TESTED = {
     "No setting may": "test_trust.py::test_no_setting_names_a_way_to_run_code",
     "`python -m": "test_trust.py::test_python_looks_into_the_working_folder_first",
     "Nothing in a": "test_internals_of_loading.py::test_a_number_with_code_is_not_executed",
+    "So it is": "checkpoints/test_weights.py::test_nothing_in_weights_from_elsewhere_is_executed",
     "No module is": "session/test_imports.py::test_no_way_leads_into_a_session_folder",
     "A session folder": "session/test_imports.py::test_a_folder_is_a_session_by_its_name",
     "Then the folder": "session/test_imports.py::test_the_folder_that_is_read_counts",

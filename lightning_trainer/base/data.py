@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from time import perf_counter
 from typing import Any, cast
 
@@ -103,8 +103,8 @@ class BaseDataModule(pl.LightningDataModule):
         """Sets `self.train_dataset` and `self.val_dataset`.
 
         Optionally sets `self.test_dataset` and `self.predict_dataset`. Each is a map-style dataset
-        of dicts ("image": uint8 (C, H, W), "label": an int, ...).
-        Called once in every process; download in `prepare_data`.
+        of dicts ("image": uint8 (C, H, W), "label": an int, ...), or to validate or test with a
+        dict of such datasets. Called once in every process; download in `prepare_data`.
 
         A dataset may make a whole batch at once by `get_batch(indices, seeds)`, which returns a
         dict of tensors, with `n_workers` 0 also tensors on the GPU. `indices` and `seeds` are int64
@@ -127,11 +127,11 @@ class BaseDataModule(pl.LightningDataModule):
         return self.create_loader("train_dataset", shuffle=not overfit)
 
     def val_dataloader(self) -> Any:
-        """All of `val_dataset` in its own order."""
-        return self.create_loader("val_dataset", shuffle=False)
+        """All of `val_dataset` in its own order; a dict of loaders for one of datasets."""
+        return self._create_loaders("val_dataset")
 
     def test_dataloader(self) -> Any:
-        return self.create_loader("test_dataset", shuffle=False)
+        return self._create_loaders("test_dataset")
 
     def predict_dataloader(self) -> Any:
         return self.create_loader("predict_dataset", shuffle=False)
@@ -140,7 +140,7 @@ class BaseDataModule(pl.LightningDataModule):
         """The loader of one dataset. Override it to change all loaders at once.
 
         Args:
-            attribute: Name of the dataset's attribute, e.g. "train_dataset".
+            attribute: Of the dataset, e.g. "train_dataset", or "val_dataset.NAME" in a dict.
             shuffle: A new order every epoch, and the position kept over a restart; else the
                 dataset's own order, each sample exactly once. Ignored for an `IterableDataset`,
                 which has its own order and starts anew with each run.
@@ -169,6 +169,13 @@ class BaseDataModule(pl.LightningDataModule):
             loader.copy_ahead = CopyAhead(device, n_ahead=min(self.n_workers, 1))
         return loader
 
+    def _create_loaders(self, attribute: str) -> Any:
+        self._create_once()
+        names = _names(getattr(self, attribute))
+        if not names:
+            return self.create_loader(attribute, shuffle=False)
+        return {name: self.create_loader(f"{attribute}.{name}", False) for name in names}
+
     def _create_once(self) -> None:
         if not self.__created:
             self.create_data()
@@ -176,7 +183,15 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _get_dataset(self, attribute: str) -> Dataset[Any]:
         self._create_once()  # a project may override `setup`
-        dataset = getattr(self, attribute)
+        of_all, _, name = attribute.partition(".")
+        dataset = getattr(self, of_all)
+        if _names(dataset):
+            if not name:
+                raise ValueError(
+                    f"`self.{attribute}` of `{type(self).__name__}` is a dict of datasets: only "
+                    "`val_dataset` and `test_dataset` may be one"
+                )
+            dataset = dataset[name]
         if dataset is None:
             raise ValueError(
                 f"`{type(self).__name__}.create_data` left `self.{attribute}` unset: "
@@ -188,6 +203,12 @@ class BaseDataModule(pl.LightningDataModule):
                 "check the paths and splits in `create_data`"
             )
         return cast("Dataset[Any]", dataset)
+
+
+def _names(dataset: Any) -> list[str]:
+    """The names in a dict of datasets; a dict with other keys may be a dataset itself."""
+    is_dict = isinstance(dataset, Mapping) and all(isinstance(name, str) for name in dataset)
+    return [*dataset] if is_dict else []
 
 
 def _options(

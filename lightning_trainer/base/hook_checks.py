@@ -1,5 +1,6 @@
 """Checks the results of a project's hooks; each error names the remedy."""
 
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ def call_hook(owner: Any, hook: str, attribute: str, kind: Any) -> None:
 
     Raises:
         AttributeError: If the hook reads hyper-parameters that were not saved.
+        RuntimeError: If it reads the trainer where there is none, as in `load_from_checkpoint`.
         TypeError: If the attribute is unset or of another kind.
     """
     try:
@@ -38,6 +40,13 @@ def call_hook(owner: Any, hook: str, attribute: str, kind: Any) -> None:
         raise AttributeError(
             f"`{type(owner).__name__}.{hook}` reads `self.hparams`, which is empty: call "
             "`self.save_hyperparameters()` in `__init__`"
+        ) from ex
+    except RuntimeError as ex:
+        if "is not attached to a `Trainer`" not in str(ex):
+            raise
+        raise RuntimeError(
+            f"`{type(owner).__name__}.{hook}` reads `self.trainer`, which there is in a run only: "
+            "let `pl.Trainer().predict(module, datamodule=data, ckpt_path=PATH)` make the model"
         ) from ex
     require(owner, hook, attribute, kind)
 
@@ -71,6 +80,43 @@ def check_metrics(module: Any) -> None:
         raise ValueError(
             f"`{type(module).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
             "a metric, which would mix training and validation: use `.clone()` for one of them"
+        )
+
+
+def describe_batch(batch: Any) -> str:
+    """What a batch is, for a message."""
+    if isinstance(batch, Mapping):
+        return f"a dict of {', '.join(map(str, batch))}"
+    length = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+    return f"a {type(batch).__name__}{length}"
+
+
+def refuse_labels(module: Any, batch: Any) -> NoReturn:
+    """Raises a TypeError for a batch without "label"."""
+    raise TypeError(
+        f'`{type(module).__name__}.update_metrics` is not overridden, and reads "label" of a batch '
+        f"that is {describe_batch(batch)}: override it, e.g. with `metrics.update(output, "
+        "batch[NAME])`"
+    ) from None
+
+
+def refuse_check(module: Any, n_batches: float, ex: Exception) -> NoReturn:
+    """Raises a RuntimeError for metrics that fail in the check before training."""
+    place = traceback.extract_tb(ex.__traceback__)[-1]
+    raise RuntimeError(
+        f"`val_metrics` of `{type(module).__name__}` fail in the check before training, which has "
+        f"{n_batches} batches: {type(ex).__name__}: {ex} ({place.filename}, line {place.lineno}). "
+        "If they need all of the data, give `--trainer.num_sanity_val_steps 0` (-1: check all)"
+    ) from ex
+
+
+def check_count(module: Any, n_examples: Any) -> None:
+    """Raises a TypeError for a `count_examples` that returns no number."""
+    is_scalar = isinstance(n_examples, Tensor) and n_examples.numel() == 1
+    if not is_scalar and not isinstance(n_examples, int | float):
+        raise TypeError(
+            f"`{type(module).__name__}.count_examples` returned {n_examples!r}: return the number "
+            f"of {module.examples_unit} in the batch"
         )
 
 

@@ -11,21 +11,20 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import Metric, MetricCollection
 
 from lightning_trainer.base.batches import Batch, count
 from lightning_trainer.base.compiling import CompiledStep, Mode, output_and_loss
 from lightning_trainer.base.hook_checks import (
     call_hook,
-    check_metrics,
     check_weights,
-    require,
+    refuse_labels,
     require_hooks,
     require_override,
 )
 from lightning_trainer.base.losses import of_step
 from lightning_trainer.base.metrics import named_metrics, update_metrics
 from lightning_trainer.base.optimising import configure, optimise
+from lightning_trainer.base.precision import make_metrics, metrics_apart
 from lightning_trainer.base.results import LogResults
 from lightning_trainer.base.tensorboard import writer_of
 from lightning_trainer.internals_of_hooks import CURRENT_HOOK
@@ -45,16 +44,16 @@ class BaseModule(pl.LightningModule):
         after it: the score, best.ckpt and last.ckpt
 
     An iteration is one optimiser step, `self.global_step` their number. Hyper-parameters are the
-    arguments of `__init__`: call `self.save_hyperparameters()` there and read `self.hparams.NAME`.
-    Any hook of `pl.LightningModule` can be overridden as well.
+    arguments of `__init__`: call `self.save_hyperparameters()` there and read `self.hparams.NAME`
+    (a Path, an Enum or a dataclass is text or a dict in it: keep the argument itself). Any hook of
+    `pl.LightningModule` can be overridden as well.
 
     Args:
         vis_iterations: Iterations between two calls of `visualise` in training; 0 never calls it.
         score_name: Name of the metric that decides which checkpoint is best, or "loss" for the
-            validation loss; by default the first of `val_metrics` (a `MetricCollection` made from
-            a dict sorts its names).
-        score_mode: "max" or "min"; by default the metric's `higher_is_better` decides, "min" for a
-            loss.
+            validation loss, of a set of data "NAME/loss"; by default the first of `val_metrics` (a
+            `MetricCollection` made from a dict sorts its names).
+        score_mode: "max" or "min"; by default as the metric's `higher_is_better`, "min" of a loss.
         channels_last: Lays the weights and activations of convolutions out as cuDNN and oneDNN
             prefer it; with `--trainer.precision bf16-mixed` about twice as fast.
         compile: Mode of `torch.compile`, or true, for `forward_model` and `forward_loss` as one.
@@ -112,7 +111,7 @@ class BaseModule(pl.LightningModule):
         every validation, with the score). `self.trainer.max_steps` is the number of iterations.
         Called again to compare settings when a run goes on, so make new objects on each call.
 
-        Several are a dict or a list. Then override `training_step`, which calls `self.optimise` for
+        Several are a dict or a list. Then override `training_step`: it calls `self.optimise` for
         each and returns a dict of named losses. One call of it is one iteration.
         """
 
@@ -122,9 +121,9 @@ class BaseModule(pl.LightningModule):
 
         Each is a torchmetrics `Metric`, or a `MetricCollection` whose names appear in the log; one
         may be a `.clone()` of the other. Train metrics are over all training batches since the last
-        validation. On a GPU a metric may make the host wait in each batch, and a run names the
-        train metrics that do. Classification metrics wait by `validate_args`, by `ignore_index`
-        and, if multiclass, by any `average` but "micro", as `torch.bincount` reads values back.
+        validation. On a GPU a metric may make the host wait in each batch; a run names such train
+        metrics: those of classification wait by `validate_args`, `ignore_index` and, if multiclass,
+        any `average` but "micro" (`torch.bincount` reads values back).
         """
 
     @abstractmethod
@@ -138,32 +137,31 @@ class BaseModule(pl.LightningModule):
     def forward_loss(self, batch: Batch, output: Any) -> Tensor | dict[str, Tensor] | None:
         """Returns the loss, a scalar: the mean over the examples of `batch`.
 
-        Or a dict of named ones: their sum is the loss, and each is logged as "train/loss_NAME" and
-        "val/loss_NAME". In an evaluation (`not self.training`) None says that there is no loss.
+        Or a dict of named ones, whose sum is the loss; each is logged, e.g. as "val/loss_NAME". In
+        an evaluation (`not self.training`) None says that there is no loss.
         """
 
     def update_metrics(self, metrics: Any, batch: Batch, output: Any) -> None:
-        """Adds one batch to `metrics`; override it where the labels are elsewhere.
+        """Adds one batch to `self.train_metrics` or `self.val_metrics`; `output` is detached.
 
-        `metrics` is `self.train_metrics` or `self.val_metrics`, `output` is detached. Assumes that
-        `batch` has "label", an integer tensor (B,).
+        Override it where `batch` has no "label", an integer tensor (B,).
         """
-        update_metrics(metrics, output, batch["label"])
+        try:
+            labels = batch["label"]
+        except (KeyError, TypeError, IndexError):
+            refuse_labels(self, batch)
+        update_metrics(metrics, output, labels)
 
     def visualise(self, batch: Batch, output: Any, mode: str) -> None:
         """Draws on `self.tensorboard` at step `self.global_step`, e.g. by `add_images`.
 
-        Called on the first process, every `vis_iterations` with a training batch (`mode` "train")
-        and at each validation with its first batch ("val"). `output` is detached.
+        Called on the first process with detached `output`, every `vis_iterations` for a training
+        batch (`mode` "train"), and for a validation's first ("val", of several sets "val/NAME").
         """
 
     @property
     def tensorboard(self) -> Any:
-        """The run's `torch.utils.tensorboard.SummaryWriter`; does nothing on other processes.
-
-        Raises:
-            RuntimeError: If the trainer has no TensorBoard logger.
-        """
+        """The run's `torch.utils.tensorboard.SummaryWriter`; does nothing on other processes."""
         return writer_of(self.trainer)
 
     def count_examples(self, batch: Batch) -> int:
@@ -193,9 +191,7 @@ class BaseModule(pl.LightningModule):
             warms_up = type(self).validation_step is BaseModule.validation_step
             self.__compiled = CompiledStep(model, self.__compiles, warms_up)
         call_hook(self, "create_loss", "loss_fn", Callable)
-        call_hook(self, "create_metrics", "train_metrics", (Metric, MetricCollection))
-        require(self, "create_metrics", "val_metrics", (Metric, MetricCollection))
-        check_metrics(self)
+        make_metrics(self)
 
     def configure_optimizers(self) -> Any:
         call_hook(self, "create_optimiser", "optimiser", (Optimizer, dict, list))
@@ -211,7 +207,7 @@ class BaseModule(pl.LightningModule):
     def optimise(self, which: str | int, loss: Tensor) -> None:
         """Steps one of several optimisers, from `training_step`.
 
-        `which` is its key in `self.optimiser`, or its position. Its gradients are set to zero,
+        `which` is its key or its position in `self.optimiser`. Its gradients are set to zero,
         `loss` goes backward, the gradients are clipped as `trainer.gradient_clip_val` says.
         """
         optimise(self, which, loss)
@@ -220,6 +216,11 @@ class BaseModule(pl.LightningModule):
         """Steps the scheduler after an iteration; LogResults steps a `ReduceLROnPlateau`."""
         if not isinstance(scheduler, ReduceLROnPlateau):
             super().lr_scheduler_step(scheduler, metric)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's, but metrics keep their precision, in which they add up many batches."""
+        with metrics_apart(self):
+            return super().to(*args, **kwargs)
 
     def forward(self, batch: Batch) -> Any:
         return self.forward_model(batch)

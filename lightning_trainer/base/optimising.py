@@ -98,7 +98,7 @@ def optimise(module: Any, which: str | int, loss: Tensor) -> None:
     if isinstance(strategy.model, DistributedDataParallel):
         with strategy.block_backward_sync():
             module.manual_backward(loss)
-        _average_gradients(optimiser.optimizer)
+        average_gradients(optimiser.optimizer)
     else:
         module.manual_backward(loss)
     optimiser.step()
@@ -128,7 +128,7 @@ def _clip(module: Any, optimiser: Optimizer) -> None:
     )
 
 
-def _average_gradients(optimiser: Optimizer) -> None:
+def average_gradients(optimiser: Optimizer) -> None:
     """The mean over all processes; a weight without a gradient in all of them has none."""
     weights = [w for group in optimiser.param_groups for w in group["params"] if w.requires_grad]
     alike: dict[Any, list[Tensor]] = {}

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_trainer.base.hook_checks import check_count, refuse_check
 from lightning_trainer.base.losses import MeanLosses, loss_of, named_losses
 from lightning_trainer.base.metrics import compute_metrics
 from lightning_trainer.base.optimising import end_batch, step_plateaus
@@ -67,7 +68,9 @@ class LogResults(Callback):
         loss = loss_of(outputs)
         if loss is not None:
             parts = {f"loss_{name}": part for name, part in named_losses(outputs).items()}
-            self._means.update({"loss": loss, **parts}, pl_module.count_examples(batch))
+            n_examples = pl_module.count_examples(batch)
+            check_count(pl_module, n_examples)
+            self._means.update({"loss": loss, **parts}, n_examples)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -92,13 +95,21 @@ class LogResults(Callback):
         mode = "test" if trainer.testing else "val"
         prefix = "/".join([mode, *self._sets[self._n_done : self._n_done + 1]])
         means, n_examples = self._means.compute(trainer)
-        self._results |= compute_metrics(pl_module.val_metrics, prefix)
+        self._results |= self._computed(trainer, pl_module, prefix)
         self._results |= {f"{prefix}/{name}": mean for name, mean in means.items()}
         if means:
             parts = [name.removeprefix("loss_") for name in means if name != "loss"]
             self.losses[f"{prefix}/loss"] = parts
         self.n_evaluated += n_examples
         self._n_done += 1
+
+    def _computed(self, trainer: pl.Trainer, pl_module: Any, prefix: str) -> dict[str, Tensor]:
+        try:
+            return compute_metrics(pl_module.val_metrics, prefix)
+        except Exception as ex:
+            if trainer.sanity_checking:
+                refuse_check(pl_module, trainer.num_sanity_val_steps, ex)
+            raise
 
     def _all_results(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Tensor]:
         while self._n_done < max(len(self._sets), 1):

@@ -36,7 +36,7 @@ class StopOnSignal(RunCallback):
         # Lightning takes SIGTERM over even if it is ignored, so this is asked before.
         self._ignored = {n for n in _SIGNALS if signal.getsignal(n) == signal.SIG_IGN}
         self._received = 0
-        self._n_batches = 0.0  # of a validation, on the process with the fewest
+        self._n_batches: list[float] = []  # of a validation, on the process with the fewest
         self._give_back: list[Callable[[], object]] = []
 
     def on_sanity_check_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -67,12 +67,12 @@ class StopOnSignal(RunCallback):
 
     def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self.on_test_start()
-        own = float(next(iter(trainer.num_val_batches), 0))  # of the first loader
-        self._n_batches = -self.run.processes.highest(-own)[0]
+        own = [-float(n) for n in trainer.num_val_batches]  # of each loader
+        self._n_batches = [-fewest for fewest in self.run.processes.highest(*own)] if own else []
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **_: Any) -> None:
-        batch_idx, *loader_idx = args[3:]  # after module, outputs and batch
-        if trainer.state.fn == "fit" and batch_idx < self._n_batches and not any(loader_idx):
+        batch_idx, loader_idx = (*args[3:], 0)[:2]  # after module, outputs and batch
+        if trainer.state.fn == "fit" and batch_idx < self._n_batches[loader_idx]:
             self._stop_if_told(trainer)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:

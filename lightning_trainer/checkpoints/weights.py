@@ -45,7 +45,7 @@ def find_weights(path: str) -> tuple[list[Path], list[str]]:
         ValueError: If one can't be used, with the remedy.
     """
     target, lines = Path(path), list[str]()
-    if not target.exists():
+    if not (path and target.exists()):
         raise FileNotFoundError(
             f"`init_from` is {path!r}: there is no such session folder or file of weights. A hub's "
             "model has to lie on this disk"

@@ -1,5 +1,6 @@
 """ShowMistakes: a classifier's confusion matrix and its most confident mistakes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
 from lightning_trainer.base.results import in_training
-from lightning_trainer.images.predictions import draw_predictions
+from lightning_trainer.images.predictions import check_classified, draw_predictions
 from lightning_trainer.report.loggers import warn_of_disk
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.door import without_link
@@ -63,8 +64,9 @@ class ShowMistakes(Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Adds a batch; raises a ValueError if the batch or the output is not as assumed."""
-        self._check(batch, outputs["output"])
-        output = outputs["output"].detach()
+        output = outputs.get("output") if isinstance(outputs, Mapping) else None
+        self._check(batch, output)
+        output = output.detach()  # type: ignore[union-attr]
         images, labels = batch[self.image_key], batch[self.label_key].long()
         predicted, n_classes = output.argmax(1), output.shape[1]
         counted = (labels >= 0) & (labels < n_classes)
@@ -87,18 +89,16 @@ class ShowMistakes(Callback):
         self._show(trainer, "test", "test_", RunState.of(trainer, self).restored_iteration)
 
     def _check(self, batch: Any, output: Any) -> None:
+        remove = "remove it from `trainer.callbacks`"
+        has = f"has {sorted(map(str, batch))}" if isinstance(batch, Mapping) else "is no dict"
         for key, option in ((self.image_key, "image_key"), (self.label_key, "label_key")):
-            if key not in batch:
+            if not isinstance(batch, Mapping) or key not in batch:
                 raise ValueError(
-                    f"`ShowMistakes` finds no {key!r} in a batch, which has {sorted(batch)}: give "
-                    f"its `{option}`, or remove it from `trainer.callbacks`"
+                    f"`ShowMistakes` finds no {key!r} in a batch, which {has}: give its "
+                    f"`{option}`, or {remove}"
                 )
-        shapes = [getattr(x, "shape", ()) for x in (batch[self.image_key], output)]
-        if [*map(len, shapes)] != [4, 2]:
-            raise ValueError(
-                "`ShowMistakes` needs images (B, C, H, W) and logits (B, K), but got "
-                f"{tuple(shapes[0])} and {tuple(shapes[1])}: remove it from `trainer.callbacks`"
-            )
+        images, labels = batch[self.image_key], batch[self.label_key]
+        check_classified("ShowMistakes", images, labels, output, remove)
 
     def _keep(self, more: tuple[Tensor, ...]) -> None:
         """Adds mistakes, and keeps the most confident of all."""

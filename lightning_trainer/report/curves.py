@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,16 +14,18 @@ from lightning_trainer.base.results import in_training
 from lightning_trainer.base.scoring import score_direction
 from lightning_trainer.run.state import RunCallback
 
-_WAIT_S = 30.0  # for the last drawing, which takes a second or two
+_WAIT_S = 30.0  # for the last drawing
+_SPACING_S = 20.0  # between two of them: each takes a core for a second or two
 
 
 class DrawCurves(RunCallback):
-    """Draws loss and score after each validation, in a process beside training.
+    """Draws loss and score after a validation, in a process beside training.
 
-    Only one such process runs at a time; the end of training waits for the last.
+    After the first one, then at most every 20 s, and at the end of training, which waits for it.
     """
 
     _process: subprocess.Popen[str] | None = None
+    _begun_s = float("-inf")  # by `monotonic`
     _command: tuple[str, ...] = ()  # draws the newest numbers; empty once begun
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -33,7 +36,9 @@ class DrawCurves(RunCallback):
         score = (str(best.score), str(best.iteration)) if best else ()
         named = (pl_module.score_key, score_direction(pl_module) or "unknown")
         self._command = (sys.executable, "-m", module, folder, *named, *score)
-        if self._process is None or self._process.poll() is not None:
+        is_drawing = self._process is not None and self._process.poll() is None
+        if not is_drawing and monotonic() - self._begun_s >= _SPACING_S:
+            self._begun_s = monotonic()
             self._begin()
 
     def teardown(self, *_: Any, **__: Any) -> None:

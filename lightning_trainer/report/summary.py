@@ -77,7 +77,8 @@ class Summarise(RunCallback):
             ("Total time", f"{format_duration(times.elapsed_s)} ({_shares(times)})"),
         ]
         if times.iterations_s:
-            lines.append(("Examples/s", f"{times.examples / times.iterations_s:.1f}"))
+            unit = getattr(trainer.lightning_module, "examples_unit", "examples").capitalize()
+            lines.append((f"{unit}/s", f"{times.examples / times.iterations_s:.1f}"))
         lines.append(("Folder", session.path))
         if session.last_checkpoint.exists():
             limit = "max_epochs" if trainer.max_steps < 0 else "max_steps"

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_trainer.base.results import in_training
+from lightning_trainer.base.results import in_training, set_names
 from lightning_trainer.report.loggers import warn_of_disk
 from lightning_trainer.run.state import RunCallback
 
@@ -29,10 +29,17 @@ class CallVisualise(RunCallback):
             self._draw(trainer, pl_module, batch, outputs, "train")
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0 and in_training(trainer):
-            self._draw(trainer, pl_module, batch, outputs, "val")
+            of_set = set_names(trainer)[dataloader_idx : dataloader_idx + 1]
+            self._draw(trainer, pl_module, batch, outputs, "/".join(["val", *of_set]))
 
     def _draw(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, outputs: Any, mode: str

@@ -80,11 +80,15 @@ class LossSum:
     """
 
     def __init__(self) -> None:
-        self._sum = torch.tensor(0.0)
+        self._sum = torch.tensor(0.0, dtype=torch.float32)
         self._n_batches = self._since = 0
 
     def restore(self, loss_sum: float, n_batches: int) -> None:
-        self._sum, self._n_batches, self._since = torch.tensor(loss_sum), n_batches, 0
+        self._sum, self._n_batches, self._since = (
+            torch.tensor(loss_sum, dtype=torch.float32),
+            n_batches,
+            0,
+        )
 
     def is_empty(self, since: int) -> bool:
         return since != self._since or not self._n_batches

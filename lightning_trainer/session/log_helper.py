@@ -43,7 +43,7 @@ class LogCopier:
 
     Args:
         name: The log's path, for messages.
-        log: File descriptor of the log.
+        log: File descriptor of the log, to write and read.
         routes: The original of each reader, as file descriptors.
         known: Secrets, for which the log has ***.
     """
@@ -96,6 +96,8 @@ class LogCopier:
     def _file(self, text: bytes) -> None:
         if not text:
             return
+        if not os.fstat(self.log).st_nlink:
+            self._open_again()
         if self._missing:
             note = f"\n[{self._missing} bytes are missing here: the file could not be written to]\n"
             if _write(self.log, note.encode())[0]:
@@ -108,6 +110,26 @@ class LogCopier:
                 f"error: {self.name} can't be written to: {reason}. The run goes on; lines are "
                 "missing there until there is room"
             )
+
+    def _open_again(self) -> None:
+        """Makes the log again, which has been deleted, with all that it had.
+
+        Goes on in another file that has taken its place, as an editor puts one there.
+        """
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            new = os.open(self.name, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            for start in range(0, os.fstat(self.log).st_size, _LONGEST):
+                _write(new, os.pread(self.log, _LONGEST, start))
+        except FileExistsError:
+            try:
+                new = os.open(self.name, flags)
+            except OSError:  # a link, or a folder
+                return
+        except OSError:  # its folder has been deleted, or moved
+            return
+        os.dup2(new, self.log, inheritable=False)
+        os.close(new)
 
 
 def _write(fd: int, data: bytes) -> tuple[int, str]:

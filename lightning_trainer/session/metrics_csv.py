@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ class MetricsReader:
     @property
     def names(self) -> list[str]:
         return next(self._lines(), [])[1:]
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether the first line is one of columns: without it no row can be read."""
+        return next(self._lines(), None) is not None
 
     @property
     def n_bytes(self) -> int:
@@ -203,6 +209,10 @@ class MetricsWriter:
     def _rewrite(self, new: list[dict[str, Any]]) -> None:
         """Writes the file again with new rows; the first may add to the file's last row."""
         reader = MetricsReader(self.path, ignored=FileNotFoundError)
+        if reader.n_bytes and not reader.has_columns:
+            aside = self.path.with_name("metrics_damaged.csv")
+            self.path.replace(aside)
+            print(f"{self.path} is damaged: it is kept as {aside.name}", file=sys.stderr)
         rows: list[dict[str, Any]] = [*reader.rows()]
         if self._purge_step is not None:
             rows = [row for row in rows if int(row["step"]) < self._purge_step]

@@ -65,7 +65,7 @@ class TerminalLog:
         if self._originals:
             return
         with contextlib.ExitStack() as stack:  # closes what is open if a step fails
-            log = open_own(self.path, os.O_WRONLY | os.O_APPEND)
+            log = open_own(self.path, os.O_RDWR | os.O_APPEND)
             stack.callback(os.close, log)
             _flush()
             for fd in (1, 2):

@@ -26,6 +26,7 @@ from lightning_trainer.run.buckets import SettleBuckets
 from lightning_trainer.run.epochs import ResumeEpoch
 from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
+from lightning_trainer.run.last_batch import WarnOfLastBatch
 from lightning_trainer.run.loaders import FollowLoaders
 from lightning_trainer.run.rows import PlaceRows
 from lightning_trainer.run.schedule import ValidationSchedule
@@ -50,6 +51,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         KeepLogged(run),  # before the first checkpoint
         KeepTrainable(run),  # before the first checkpoint
         ValidationSchedule(run),  # before the log line, which shows the time left
+        WarnOfLastBatch(run),  # after ValidationSchedule has counted the iterations
         ApplyChangedSettings(run),  # before the log line, which tells the learning rate
         WarnOfInexactRestart(run),  # before the first line of the run that goes on
         NameWaitingMetrics(run),  # watches one batch: any place would do

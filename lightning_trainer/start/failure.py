@@ -14,10 +14,12 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_trainer.internals import root_cause
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.secrets import hide
+from lightning_trainer.start.likely import likely_cause
 
 FILE_NAME = "failure.txt"
 
@@ -60,7 +62,8 @@ def report_failure(
     if isinstance(cause, OSError) and cause.errno and not cause.filename and folder is not None:
         text = f"error: {folder}: {cause}\n"
     if not (_is_explained(cause) or _is_of_session(cause, folder)):
-        text = _traceback(cause)
+        likely = likely_cause(cause)
+        text = f"error: {likely}\n" if likely else _traceback(cause)
     if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
         text = _of_first_failure(cause, hide(text, secrets), folder / FILE_NAME, trainer)
     print(text, end="", file=sys.stderr, flush=True)
@@ -147,11 +150,14 @@ def _of_first_failure(cause: BaseException, text: str, file: Path, trainer: pl.T
 def _is_explained(ex: BaseException) -> bool:
     """Whether the message needs no traceback.
 
-    So it is for faults of the machine, for what this library can't do with a file, for every
-    `raise` in this library, and for every `raise` elsewhere before the first batch. All other
-    errors are faults in code.
+    So it is for faults of the machine, for what this library can't do with a file, for a file that
+    is not where it should be, for every `raise` in this library and Lightning's callbacks, for what
+    torchmetrics and Lightning say of what a hook gives them, and for every `raise` elsewhere before
+    the first batch. All other errors are faults in code.
     """
     if isinstance(ex, OSError) and ex.errno in _OF_THE_MACHINE:
+        return True
+    if isinstance(ex, FileNotFoundError | NotADirectoryError) and ex.filename:
         return True
     frames = traceback.extract_tb(ex.__traceback__)
     if isinstance(ex, OSError) and ex.errno and _is_on_own_file(frames):
@@ -159,8 +165,11 @@ def _is_explained(ex: BaseException) -> bool:
     if not frames or not (frames[-1].line or "").lstrip().startswith("raise "):
         return False
     files = [Path(frame.filename) for frame in frames]
-    loops = Path(pl.__file__).parent / "loops"
-    return files[-1].is_relative_to(_OWN) or not any(f.is_relative_to(loops) for f in files)
+    loops, callbacks = (Path(pl.__file__).parent / name for name in ("loops", "callbacks"))
+    if "torchmetrics" in files[-1].parts or isinstance(ex, MisconfigurationException):
+        return True
+    is_told = any(files[-1].is_relative_to(folder) for folder in (_OWN, callbacks))
+    return is_told or not any(f.is_relative_to(loops) for f in files)
 
 
 def _is_on_own_file(frames: Sequence[traceback.FrameSummary]) -> bool:
@@ -177,10 +186,13 @@ def _is_of_session(ex: BaseException, folder: Path | None) -> bool:
 
 
 def _message(ex: BaseException) -> str:
-    """The message, with the project's line if a library called there has raised it."""
+    """The message, with the project's line if a library called there has raised it.
+
+    Or where a file is missing, of which Python itself tells.
+    """
     frames = traceback.extract_tb(ex.__traceback__)
-    ours = [frame for frame in frames if _is_of_project(frame.filename)]
-    if not (ours and _is_package(Path(frames[-1].filename))):
+    ours = [frame for frame in frames if is_of_project(frame.filename)]
+    if not ours or not (_is_package(Path(frames[-1].filename)) or isinstance(ex, OSError)):
         return str(ex)
     return f"{ex} (in `{ours[-1].name}`, {ours[-1].filename}, line {ours[-1].lineno})"
 
@@ -188,12 +200,13 @@ def _message(ex: BaseException) -> str:
 def _traceback(ex: BaseException) -> str:
     """The traceback from the project's first frame on: the frames above are always the same."""
     begin = ex.__traceback__
-    while begin is not None and not _is_of_project(begin.tb_frame.f_code.co_filename):
+    while begin is not None and not is_of_project(begin.tb_frame.f_code.co_filename):
         begin = begin.tb_next
     return "".join(traceback.format_exception(type(ex), ex, begin or ex.__traceback__))
 
 
-def _is_of_project(file: str) -> bool:
+def is_of_project(file: str) -> bool:
+    """Whether a file with code is neither this library's, Python's nor a package's."""
     path = Path(file)
     return not (path.is_relative_to(_OWN) or path.is_relative_to(_PYTHON) or _is_package(path))
 

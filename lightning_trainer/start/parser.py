@@ -13,7 +13,7 @@ from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.registry import COMMANDS
 from lightning_trainer.internals import option_names
 from lightning_trainer.session.imports import refused_import
-from lightning_trainer.start.refusal import Refusal
+from lightning_trainer.start.refusal import BASES, Refusal
 
 # No setting may name what Python itself has for starting programs and running code: `os.system`.
 set_parsing_settings(import_path_denylist=[])
@@ -94,6 +94,8 @@ class SessionParser(LightningArgumentParser):
             return ""
         known = class_options(path) if path else option_names(self)
         near = did_you_mean(wrong, {*known} - {wrong})
+        if path and any(wrong in class_options(f"lightning_trainer.{base}") for base in BASES):
+            return ": let `__init__` take **kwargs, and call `super().__init__(**kwargs)` in it"
         if refusal.is_option and not near and "." not in wrong:
             return f". Options of a project's classes are `--model.{wrong}` and `--data.{wrong}`"
         return near

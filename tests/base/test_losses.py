@@ -2,9 +2,10 @@
 
 import re
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import TinyModule
+from conftest import TinyData, TinyModule
 from restarts import copy_at, result, same
 from tiny import logged
 from torch import Tensor
@@ -81,6 +82,16 @@ def test_the_parts_go_on_over_a_restart(run, config, sessions, monkeypatch, tmp_
     code, _, err = run("fit", "--ckpt_path", tmp_path / "killed" / "6")
     assert code == 0, err
     assert same(result(tmp_path / "killed" / "6"), result(sessions()[0]))
+
+
+@pytest.mark.parametrize(("command", "mode"), [("validate", "val"), ("test", "test")])
+def test_a_plain_trainer_returns_what_it_has_measured(command, mode):
+    options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = pl.Trainer(accelerator="cpu", enable_checkpointing=False, **options)
+    [numbers] = getattr(trainer, command)(Parts(), datamodule=TinyData(), verbose=False)
+    assert numbers.keys() == {
+        f"{mode}/{name}" for name in ("accuracy", "loss", "loss_fit", "loss_penalty")
+    }
 
 
 def test_without_a_loss_in_evaluation_there_is_neither_a_line_nor_a_column(run, config, sessions):

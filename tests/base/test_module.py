@@ -676,15 +676,28 @@ def test_the_output_of_a_validation_or_test_step_is_there_for_callbacks():
             assert torch.equal(step(batch, 1)["output"], module(batch))
 
 
-def test_examples_are_counted_by_the_first_tensor():
-    module = TinyModule()
-    assert module.count_examples({"name": ["a", "b"], "x": torch.rand(3, 2)}) == 3
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"name": ["a", "b"], "x": torch.rand(3, 2)},
+        {"weight": torch.tensor(0.5), "x": torch.rand(3, 2)},
+        {"inputs": {"x": torch.rand(3, 2)}},
+        [torch.rand(3, 2), torch.rand(5)],
+        (["a", "b"], torch.rand(3, 2)),
+        torch.rand(3, 2),
+    ],
+)
+def test_examples_are_counted_by_the_first_tensor(batch):
+    assert TinyModule().count_examples(batch) == 3
 
 
-def test_examples_that_can_not_be_counted_are_refused():
+@pytest.mark.parametrize(
+    "batch", [{}, [], {"x": [torch.rand(2)]}, torch.tensor(1.0), [{"x": torch.rand(2)}], "text"]
+)
+def test_examples_that_can_not_be_counted_are_refused(batch):
     """Not by StopIteration, which Lightning takes for the end of the data."""
     with pytest.raises(TypeError, match=r"`count_examples`"):
-        TinyModule().count_examples({"inputs": [torch.rand(3, 2)]})
+        TinyModule().count_examples(batch)
 
 
 def test_a_batch_may_be_nested_where_its_examples_are_counted():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 
 from lightning_trainer import BaseModule
+from lightning_trainer.base.optimising import average_gradients
 
 ADVERSARIES = ("--model=test_optimising.Adversaries",)
 
@@ -247,6 +248,21 @@ def test_with_a_plain_trainer_it_counts_and_steps_the_same():
     assert [each.param_groups[0]["lr"] for each in trainer.optimizers] == pytest.approx(
         [2e-3, 1e-3]
     )
+
+
+def test_processes_average_the_gradients_of_what_is_stepped(monkeypatch):
+    """The other process has gradients of 3 for the first two weights, and none for the third."""
+    weights = [nn.Parameter(torch.zeros(2, 2)) for _ in range(3)]
+    frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    weights[0].grad = torch.ones(2, 2)
+    other = torch.tensor([1.0, 1.0, 0.0, *[3.0] * 8, *[0.0] * 4]) / 2
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(other))
+    average_gradients(SGD([*weights, frozen], 1.0))
+    assert torch.equal(weights[0].grad, torch.full((2, 2), 2.0))
+    assert torch.equal(weights[1].grad, torch.full((2, 2), 1.5))
+    assert weights[2].grad is None
+    assert frozen.grad is None
 
 
 class NoStep(Adversaries):

@@ -137,9 +137,10 @@ def test_weights_of_another_model_end_the_run_with_what_was_there(run, config, t
     assert "the model has model.0.weight (8, 4), model.0.bias (8,)" in err
 
 
-def test_a_missing_path_is_refused_before_a_session_is_made(run, config, sessions):
-    code, _, err = run("fit", "--config", config, "--init_from", "nowhere")
-    assert code == 2 and "`init_from` is 'nowhere': there is no such" in err
+@pytest.mark.parametrize("path", ["nowhere", "", "https://hub.example/model.safetensors"])
+def test_a_missing_path_is_refused_before_a_session_is_made(run, config, sessions, path):
+    code, _, err = run("fit", "--config", config, "--init_from", path)
+    assert code == 2 and f"`init_from` is '{path}': there is no such" in err
     assert not sessions()
 
 

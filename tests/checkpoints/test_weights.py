@@ -1,8 +1,10 @@
+import contextlib
 import json
 import re
 import subprocess
 import sys
 
+import hostile
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -82,6 +84,22 @@ def test_a_file_that_cant_be_used_is_refused_in_one_line(tmp_path, kind):
         "safetensors": "no safetensors",
     }
     assert wanted.get(kind, "w.pt") in str(found.value)
+
+
+OF_CHECKPOINTS = ("checkpoint", "pickle", "zip", "pipe", "link", "size", "random")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in hostile.FAMILIES if any(word in name for word in OF_CHECKPOINTS)]
+)
+def test_nothing_in_weights_from_elsewhere_is_executed(first_half, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        session = hostile.make(name, number, first_half, tmp_path)
+        for path in (session, *session.glob("checkpoints/*")):
+            with contextlib.suppress(OSError, ValueError):
+                read(path)
+            assert not hostile.EXECUTED.exists()
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,10 @@ def test_a_label_of_no_class_is_neither_counted_nor_shown():
     ("flag", "message"),
     [
         ("--trainer.callbacks.image_key=picture", "finds no 'picture' in a batch, which has ['i',"),
-        ("--model.broken=yes", "but got (4, 1, 2, 2) and (4, 3, 1): remove it from"),
+        (
+            "--model.broken=yes",
+            "but got float32 (4, 1, 2, 2), int64 (4,), float32 (4, 3, 1): remove it from `trai",
+        ),
     ],
 )
 def test_what_it_can_not_show_is_one_message_before_training(
@@ -239,3 +242,47 @@ def test_predictions_have_the_image_the_class_and_its_probability(channels, dtyp
     assert titles == ["cat 0.50", "cat 0.99\ntrue: dog"]
     shown = figure.axes[0].get_images()[0].get_array()
     assert shown.shape == ((4, 4) if channels == 1 else (4, 4, 3))
+
+
+IMAGES, LABELS, LOGITS = torch.rand(4, 3, 2, 2), torch.arange(4), torch.rand(4, 5)
+OTHERS = [
+    (torch.rand(4, 7), LABELS, LOGITS, "float32 (4, 7), int64 (4,), float32 (4, 5)"),
+    (torch.rand(4, 2, 8, 8), LABELS, LOGITS, "float32 (4, 2, 8, 8), int64 (4,), float32 (4, 5)"),
+    (IMAGES, torch.rand(4), LOGITS, "float32 (4, 3, 2, 2), float32 (4,), float32 (4, 5)"),
+    (IMAGES, torch.rand(4, 5) > 0.5, LOGITS, "float32 (4, 3, 2, 2), bool (4, 5), float32 (4, 5)"),
+    (IMAGES, LABELS, torch.rand(4), "float32 (4, 3, 2, 2), int64 (4,), float32 (4,)"),
+    (IMAGES, LABELS, {"logits": LOGITS}, "float32 (4, 3, 2, 2), int64 (4,), a dict"),
+    (IMAGES, LABELS[:3], LOGITS, "float32 (4, 3, 2, 2), int64 (3,), float32 (4, 5)"),
+]
+
+
+def test_a_label_of_no_class_is_drawn_as_its_number():
+    figure = draw_predictions(IMAGES[:1], torch.tensor([-100]), LOGITS[:1], list("abcde"))
+    assert figure.axes[0].get_title().endswith("\ntrue: -100")
+
+
+@pytest.mark.parametrize(("images", "labels", "output", "got"), OTHERS)
+def test_what_is_no_classified_image_is_one_line(images, labels, output, got):
+    with pytest.raises(ValueError, match="is for classes of images: ") as found:
+        draw_predictions(images, labels, output)
+    assert f", but got {got}: draw other things" in str(found.value)
+    show, batch = ShowMistakes(), {"image": images, "label": labels}
+    with pytest.raises(ValueError, match="is for classes of images: ") as found:
+        show.on_validation_batch_end(None, None, {"output": output}, batch)
+    assert f", but got {got}: remove it from `trainer.callbacks`" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "batch", "told"),
+    [
+        ({"output": LOGITS}, [IMAGES, LABELS], "in a batch, which is no dict"),
+        ({"output": LOGITS}, IMAGES, "in a batch, which is no dict"),
+        ({"loss": LABELS}, {"image": IMAGES, "label": LABELS}, "int64 (4,), a NoneType: remove"),
+        (LABELS, {"image": IMAGES, "label": LABELS}, "int64 (4,), a NoneType: remove"),
+        (None, {"image": IMAGES, "label": LABELS}, "int64 (4,), a NoneType: remove"),
+    ],
+)
+def test_batches_and_steps_of_other_kinds_are_one_line(outputs, batch, told):
+    with pytest.raises(ValueError, match="`ShowMistakes` ") as found:
+        ShowMistakes().on_validation_batch_end(None, None, outputs, batch)
+    assert told in str(found.value) and "\n" not in str(found.value)

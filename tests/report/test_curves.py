@@ -77,16 +77,17 @@ def test_whatever_is_logged_can_be_drawn(tmp_path, rows, best):
     assert (tmp_path / "curves.png").exists() == bool(rows)
 
 
-def test_none_is_begun_while_one_is_drawn_and_the_newest_is_drawn_at_the_end(
+def test_one_is_drawn_at_a_time_and_every_20_s_and_the_newest_at_the_end(
     tmp_path, monkeypatch, begin
 ):
-    begun = []
+    begun, processes, now = [], [], [100.0]
 
     class Process:
         returncode = None
 
         def __init__(self, command, **options) -> None:
             begun.append(command[-2:])
+            processes.append(self)
 
         def poll(self):
             return self.returncode
@@ -96,14 +97,26 @@ def test_none_is_begun_while_one_is_drawn_and_the_newest_is_drawn_at_the_end(
             return None, ""
 
     monkeypatch.setattr(curves.subprocess, "Popen", Process)
+    monkeypatch.setattr(curves, "monotonic", lambda: now[0])
     run = RunState(Session(tmp_path))
     state = SimpleNamespace(fn="fit")
     trainer = SimpleNamespace(state=state, sanity_checking=False, is_global_zero=True)
     module = SimpleNamespace(score_key="val/accuracy", score_mode="max")
     callback = DrawCurves(run)
-    for iteration, score in ((1, 0.1), (2, 0.2), (3, 0.3)):
-        run.newest_best = Best("val/accuracy", "max", score, iteration)
+
+    def validate(iteration: int, at_s: float) -> list[str]:
+        now[0], run.newest_best = at_s, Best("val/accuracy", "max", iteration / 10, iteration)
         callback.on_validation_end(trainer, module)
-    assert begun == [["0.1", "1"]]
+        return [iteration for _, iteration in begun]
+
+    assert validate(1, at_s=100) == ["1"]
+    assert validate(2, at_s=130) == ["1"]  # the first is not done
+    processes[0].returncode = 0
+    assert validate(3, at_s=131) == ["1", "3"]
+    processes[1].returncode = 0
+    assert validate(4, at_s=150) == ["1", "3"]
+    assert validate(5, at_s=151) == ["1", "3", "5"]
+    processes[2].returncode = 0
+    assert validate(6, at_s=152) == ["1", "3", "5"]
     callback.teardown(trainer, module, "fit")
-    assert begun == [["0.1", "1"], ["0.3", "3"]]
+    assert begun == [["0.1", "1"], ["0.3", "3"], ["0.5", "5"], ["0.6", "6"]]

@@ -205,6 +205,19 @@ def test_rows_of_a_file_that_was_changed_meanwhile_stay(writer):
     assert lines(writer) == ["step,a", "1,1.0", "2,2.0", "2,2.5"]
 
 
+def test_a_file_whose_columns_are_damaged_is_kept_aside(writer, tmp_path, capsys):
+    damaged = b"st\0p,a\n1,0.5\n"
+    writer.path.write_bytes(damaged)
+    writer.add(2, {"a": 0.25})
+    assert writer.path.read_bytes() == b"step,a\n2,0.25\n"
+    assert (writer.path.parent / "metrics_damaged.csv").read_bytes() == damaged
+    assert capsys.readouterr().err == (
+        f"{writer.path} is damaged: it is kept as metrics_damaged.csv\n"
+    )
+    writer.add(3, {"b": 1.0})
+    assert capsys.readouterr().err == ""
+
+
 def test_rows_that_a_checkpoint_has_kept_are_completed_once(writer):
     writer.add(1, {"a": 1.0})
     writer.add(2, {"a": 2.0})

@@ -392,6 +392,33 @@ def test_start_and_stop_are_quick(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 2 < terminal.PATIENCE_S <= 3  # 50 ms on an idle machine
 
 
+@pytest.mark.parametrize(
+    ("act", "filed_then"),
+    [
+        ("os.remove(path)", b"before\nafter\n"),
+        ("os.remove(path)\nopen(path, 'w').write('edited\\n')", b"edited\nafter\n"),
+        ("os.remove(path)\nos.symlink('elsewhere', path)", None),
+        ("os.remove(path)\nos.rmdir(os.path.dirname(path))", None),
+    ],
+    ids=["deleted", "replaced", "a link in its place", "with its folder"],
+)
+def test_a_deleted_log_is_written_again_with_all_that_it_had(tmp_path, act, filed_then) -> None:
+    script = f"""
+path = sys.argv[1]
+log.start()
+print("before")
+while open(path).read() != "before\\n":
+    time.sleep(0.01)
+{act}
+print("after")
+"""
+    (tmp_path / "session").mkdir()
+    path = tmp_path / "session/log.txt"
+    assert run(script, path) == (0, b"before\nafter\n", b"")
+    assert (path.read_bytes() if path.is_file() else None) == filed_then
+    assert not (tmp_path / "session/elsewhere").exists()
+
+
 def test_a_full_disk_does_not_stop_the_run() -> None:
     script = "log.start()\nfor number in range(100_000): print(number)"
     status, stdout, stderr = run(script, "/dev/full")

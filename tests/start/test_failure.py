@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TinyModule
+from conftest import TinyData, TinyModule
 from lightning.pytorch.callbacks import Callback
 from torch.distributed import DistStoreError
 
@@ -182,6 +183,30 @@ def test_a_checkpoint_that_is_being_written_is_completed_unless_the_device_is_st
     never.set()
     for thread in {*threading.enumerate()} - before:  # they would end this process later
         thread.join()
+
+
+class ReadsAFile(TinyData):
+    def create_data(self) -> None:
+        Path("data/nothere.csv").read_text()
+
+
+def test_a_file_that_is_missing_is_one_line_with_its_place_in_the_project(run, config):
+    code, _, err = run("fit", "--config", config, "--data", "test_failure.ReadsAFile")
+    assert code == 1
+    assert re.fullmatch(
+        r"error: \[Errno 2\] No such file or directory: 'data/nothere.csv' "
+        r"\(in `create_data`, \S+test_failure.py, line \d+\)\n",
+        err,
+    )
+
+
+def test_a_callback_that_waits_for_another_number_is_one_line(run, config):
+    stop = "lightning.pytorch.callbacks.EarlyStopping"
+    added = ("--trainer.callbacks+", stop, "--trainer.callbacks.monitor", "val_loss")
+    code, _, err = run("fit", "--config", config, "--trainer.max_steps=5", *added)
+    assert code == 1
+    assert err.startswith("error: Early stopping conditioned on metric `val_loss` which is not")
+    assert len(err.splitlines()) == 1 and "`val/loss`" in err
 
 
 def test_what_a_library_refuses_is_told_with_its_place_in_the_project(run, config, monkeypatch):

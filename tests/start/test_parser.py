@@ -1,5 +1,7 @@
 """What is wrong on a command line or in a file is said in a few lines, before anything is made."""
 
+import sys
+
 import pytest
 import torch
 import yaml
@@ -72,6 +74,12 @@ def test_a_misspelt_option_is_refused_with_the_near_name(refuse, option, near, f
     assert option.split(".")[-1].lstrip("-") in message
     assert "Did you mean" in message if near else "Did you mean" not in message
     assert near is None or f"`{near}`" in message
+
+
+def test_a_file_without_its_option_is_told_with_it(refuse):
+    assert refuse("fit", "configs/a.yaml", config=None).endswith(
+        "unrecognized arguments: configs/a.yaml. Did you mean `--config configs/a.yaml`?"
+    )
 
 
 def test_an_option_of_a_projects_class_is_told_where_it_belongs(refuse):
@@ -182,6 +190,74 @@ def test_a_class_that_is_not_there_or_no_model_is_named(refuse, class_path, name
     message = refuse("fit", "--model", class_path)
     assert "`model`" in message
     assert named in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model", "conftest.TinyData"],
+            "`model` is conftest.TinyData, which belongs below `data`",
+        ),
+        (
+            ["--data", "conftest.TinyModule"],
+            "`data` is conftest.TinyModule, which belongs below `model`",
+        ),
+        (
+            ["--model", "projects.digits"],
+            "`model` is projects.digits, a module: name the class in it, "
+            "projects.digits.DigitsModule",
+        ),
+        (["--data", "json.decoder"], "`data` is json.decoder, a module: name the class in it, a "),
+        (
+            ["--model", "torch.nn.Linear"],
+            "`model` is torch.nn.Linear, which is no BaseModule: derive it from",
+        ),
+        (["--config", "{model: {init_args: {width: 3}}}"], "`model` names no class of a project: "),
+        (
+            ["--data", "test_parser.DataTakesNothing", "--data.batch_size", "3"],
+            "`data`: Problem with given class_path 'test_parser.DataTakesNothing': Option "
+            "'batch_size' is not accepted: let `__init__` take **kwargs, and call",
+        ),
+        (
+            ["--model", "conftest.nothere.Module"],
+            "`model`: Problem with given class_path 'conftest.nothere.Module': "
+            "module 'conftest' has no attribute 'nothere'",
+        ),
+    ],
+)
+def test_a_path_that_leads_elsewhere_is_told_with_the_remedy(refuse, config, arguments, message):
+    if arguments[0] == "--config":
+        lines = config.read_text().splitlines()
+        config.write_text("\n".join(line for line in lines if "TinyModule" not in line))
+        config.write_text(config.read_text().replace("model:", "model: {init_args: {width: 3}}"))
+        arguments = []
+    assert refuse("fit", *arguments).startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "import sklearn",
+            "sklearn halted; None in sys.modules. Is a package missing? `pip install scikit-",
+        ),
+        ("import nothere", "No module named 'nothere'. Is a package missing? `pip install nothe"),
+        ("x = 1\ny = x / 0", "ZeroDivisionError: division by zero ({file}, line 2)"),
+        ("x = 1\ny = (", "'(' was never closed ({file}, line 2)"),
+    ],
+    ids=["a package of another name", "a package", "an error", "no Python"],
+)
+def test_a_file_that_cant_be_imported_is_told_with_the_remedy_or_its_line(
+    refuse, tmp_path, monkeypatch, code, message
+):
+    file = tmp_path / f"own_{len(code)}.py"
+    file.write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    told = refuse("fit", "--model", f"{file.stem}.Model")
+    assert told.startswith("error: `model`: ")
+    assert message.format(file=file) in told
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -194,7 +194,7 @@ FEW = (
     *("--model.vis_iterations=4", "--seed_everything=0"),
 )
 LINE = re.compile(
-    r"Iteration +(\d+)/4 \| \w+/s: \d+\.\d \| loss: \S+(?: \(\w+ \S+(?:, \w+ \S+)*\))? \| "
+    r"Iteration +(\d+)/4 \| (\w+)/s: \d+\.\d \| loss: \S+(?: \(\w+ \S+(?:, \w+ \S+)*\))? \| "
     r"time elapsed: \d\dh\d\dm\d\ds \| time left: \d\dh\d\dm\d\ds"
 )
 
@@ -303,8 +303,9 @@ def test_a_project_keeps_the_contract(project, run, begin, tmp_path, monkeypatch
     best = min(own, key=lambda step: (own[step] if lower else -own[step], step))
 
     # The log.
+    unit = class_of(settings(session)["model"]).examples_unit
     lines = [LINE.fullmatch(line) for line in out.splitlines() if line.startswith("Iteration")]
-    assert [line and line[1] for line in lines] == ["2", "4"]
+    assert [line and line.groups() for line in lines] == [("2", unit), ("4", unit)]
     assert numbers_after(out, f"Val score ({project.score})") == near([*own.values()])
     found = re.search(r"^Best score: +(\S+) at iteration (\d+)$", out, re.M)
     assert (float(found[1]), int(found[2])) == (near(own[best]), best)

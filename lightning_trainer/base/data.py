@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_trainer.base.copying import CopyAhead
-from lightning_trainer.base.hook_checks import check_dataset, require_hooks
+from lightning_trainer.base.hook_checks import check_dataset, refuse_several, require_hooks
 from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 
 
@@ -186,12 +186,9 @@ class BaseDataModule(pl.LightningDataModule):
         of_all, _, name = attribute.partition(".")
         dataset = getattr(self, of_all)
         if _names(dataset):
-            if not name:
-                raise ValueError(
-                    f"`self.{attribute}` of `{type(self).__name__}` is a dict of datasets: only "
-                    "`val_dataset` and `test_dataset` may be one"
-                )
-            dataset = dataset[name]
+            dataset = dataset[name] if name else refuse_several(self, attribute, "dict")
+        if isinstance(dataset, list | tuple) and dataset and isinstance(dataset[0], Dataset):
+            refuse_several(self, attribute, "list")
         check_dataset(self, attribute, dataset)
         return cast("Dataset[Any]", dataset)
 

@@ -59,7 +59,7 @@ def require(owner: Any, hook: str, attribute: str, kind: Any) -> None:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(k.__name__ for k in kinds).replace("Callable", "a callable")
         raise TypeError(
-            f"`{type(owner).__name__}.{hook}` left `self.{attribute}` as {value!r}: "
+            f"`{type(owner).__name__}.{hook}` left `self.{attribute}` as {in_short(value)}: "
             f"assign {wanted} to it"
         )
 
@@ -110,6 +110,25 @@ def check_metrics(module: Any) -> None:
         )
 
 
+def in_short(value: Any) -> str:
+    """A value for a message of one line: a long one by its class."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    text = repr(value)
+    if len(text) <= 60 and "\n" not in text:
+        return text
+    length = f" of {len(value)}" if isinstance(value, list | tuple | Mapping) else ""
+    return f"a {type(value).__name__}{length}"
+
+
+def refuse_several(data: Any, attribute: str, kind: str) -> NoReturn:
+    """Raises a ValueError for several datasets where there may be one, or without names."""
+    raise ValueError(
+        f"`self.{attribute}` of `{type(data).__name__}` is a {kind} of datasets: `val_dataset` and "
+        "`test_dataset` may be a dict of them by name, the others one dataset"
+    )
+
+
 def describe_batch(batch: Any) -> str:
     """What a batch is, for a message."""
     if isinstance(batch, Mapping):
@@ -142,8 +161,8 @@ def check_count(module: Any, n_examples: Any) -> None:
     is_scalar = isinstance(n_examples, Tensor) and n_examples.numel() == 1
     if not is_scalar and not isinstance(n_examples, int | float):
         raise TypeError(
-            f"`{type(module).__name__}.count_examples` returned {n_examples!r}: return the number "
-            f"of {module.examples_unit} in the batch"
+            f"`{type(module).__name__}.count_examples` returned {in_short(n_examples)}: return the "
+            f"number of {module.examples_unit} in the batch"
         )
 
 
@@ -157,7 +176,7 @@ def refuse_to_count(module: Any, values: Iterable[Any]) -> NoReturn:
 
 def refuse_loss(module: Any, loss: Any, hook: str, name: str | None = None) -> NoReturn:
     """Raises a TypeError for what is no loss; `name` is that in a dict of losses."""
-    got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    got = in_short(loss)
     place = "" if name is None else f" as {name!r}"
     raise TypeError(
         f"`{type(module).__name__}.{hook}` returned {got}{place}, not a scalar tensor"

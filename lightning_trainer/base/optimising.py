@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_trainer.base.fusing import fuse
-from lightning_trainer.base.hook_checks import refuse_loss, require
+from lightning_trainer.base.hook_checks import in_short, refuse_loss, require
 from lightning_trainer.base.losses import of_step
 
 
@@ -61,8 +61,8 @@ def _configure_several(module: Any, fused: bool) -> Any:
         wrong = [value for value in each.values() if not isinstance(value, kind)]
         if wrong or not optimisers:
             raise TypeError(
-                f"`{name}.create_optimiser` left `self.{attribute}` with {wrong or 'nothing'} in "
-                f"it: assign {kind.__name__}s to it"
+                f"`{name}.create_optimiser` left `self.{attribute}` with "
+                f"{in_short(wrong[0]) if wrong else 'nothing'} in it: assign {kind.__name__}s to it"
             )
     if trainer.accumulate_grad_batches > 1:
         raise ValueError(

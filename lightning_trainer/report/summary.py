@@ -8,10 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_trainer.report.log_line import format_duration, format_number
+from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.report.speed import speed_line
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
 from lightning_trainer.session.folder import go_on_command
+from lightning_trainer.session.number import format_number
 from lightning_trainer.session.run_record import RunRecord
 
 

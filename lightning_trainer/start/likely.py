@@ -16,6 +16,10 @@ _INFERENCE = (
     "an evaluation has no gradients. Where it needs them, use `with torch.enable_grad():`, and "
     "`--trainer.inference_mode false` in `validate`, `test` and `predict`"
 )
+_DETACHED = (
+    "the loss depends on no weight that is trained. Is what it is made of detached, or is every "
+    "weight frozen?"
+)
 
 
 def likely_cause(ex: BaseException) -> str:
@@ -30,7 +34,7 @@ def likely_cause(ex: BaseException) -> str:
         )
     if isinstance(ex, RuntimeError) and any(part in str(ex) for part in _WITHOUT_GRADIENTS):
         in_evaluation = any("evaluation_step" in frame.f_code.co_name for frame, _ in frames)
-        return f"{str(ex).splitlines()[0]}: {_INFERENCE}" if in_evaluation else ""
+        return f"{str(ex).splitlines()[0]}: {_INFERENCE if in_evaluation else _DETACHED}"
     return _of_hook(ex, *frames[-1]) if frames else ""
 
 

@@ -293,8 +293,9 @@ def test_a_score_that_is_no_scalar_is_refused_by_the_first_validation(metric):
     with pytest.raises(TypeError) as error:
         train(measured(val=val, score_mode="max"), max_steps=1)
     assert str(error.value) == (
-        "`Measured.create_metrics`: the score `val/parts` is no scalar: "
-        "put a scalar metric first, or name one by `score_name`"
+        "`Measured.create_metrics`: the score `val/parts` is no scalar, or "
+        "`update_metrics` has not updated it: put a scalar metric first, or name one by "
+        "`score_name`"
     )
 
 

@@ -107,7 +107,38 @@ class ReturnsText(TinyModule):
         return "done"
 
 
+class Detached(TinyModule):
+    def forward_loss(self, batch: dict, output: Tensor) -> Tensor:
+        return super().forward_loss(batch, output.detach())
+
+
+class ReturnsPair(TinyModule):
+    def forward_loss(self, batch: dict, output: Tensor) -> tuple:
+        return super().forward_loss(batch, output), output, batch
+
+
+class NeverUpdates(TinyModule):
+    def update_metrics(self, metrics, batch: dict, output: Tensor) -> None:
+        """Forgets to."""
+
+
 MISTAKES = {
+    "a detached loss": (
+        ("Detached", "conftest.TinyData"),
+        r"element 0 of tensors does not require grad .*: the loss depends on no weight that is "
+        r"trained. Is what it is made of detached, or is every weight frozen\?",
+    ),
+    "a loss and more": (
+        ("ReturnsPair", "conftest.TinyData"),
+        r"`ReturnsPair.forward_loss` returned a tuple of 3, not a scalar tensor or a dict of them: "
+        r"average over the batch, e.g. `loss.mean\(\)`",
+    ),
+    "no update": (
+        ("NeverUpdates", "conftest.TinyData"),
+        r"`NeverUpdates.create_metrics`: the score `val/accuracy` is no scalar, or "
+        r"`update_metrics` has not updated it: put a scalar metric first, or name one by "
+        r"`score_name`",
+    ),
     "no label": (
         ("MaskedModule", "MaskedData"),
         r'`MaskedModule.update_metrics` is not overridden, and reads "label" of a batch that is a '

@@ -123,6 +123,6 @@ _ADVICE = (
     "transforms to the device (`on_after_batch_transfer`)."
 )
 _ADVICE_FOR_OWN = (
-    "let the loader that\n`train_dataloader` returns fetch in more workers, or move transforms to the "
-    "device (`on_after_batch_transfer`)."
+    "let the loader that\n`train_dataloader` returns fetch in more workers, or move transforms to "
+    "the device (`on_after_batch_transfer`)."
 )

@@ -131,7 +131,7 @@ MISTAKES = {
     "a loss and more": (
         ("ReturnsPair", "conftest.TinyData"),
         r"`ReturnsPair.forward_loss` returned a tuple of 3, not a scalar tensor or a dict of them: "
-        r"average over the batch, e.g. `loss.mean\(\)`",
+        r"return the loss alone, or losses as a dict by name",
     ),
     "no update": (
         ("NeverUpdates", "conftest.TinyData"),

@@ -122,9 +122,9 @@ def check_metrics(module: Any) -> None:
         parts = [part for part in metric.modules() if isinstance(part, Metric)]
         if not any(part.metric_state or type(part).reset is not Metric.reset for part in parts):
             rank_zero_warn(
-                f"`{type(module).__name__}.create_metrics`: `{type(metric).__name__}` has no state, "
-                "so that nothing is reset after a validation: name what `update` adds to by "
-                "`self.add_state` in its `__init__`"
+                f"`{type(module).__name__}.create_metrics`: `{type(metric).__name__}` has no "
+                "state, so that nothing is reset after a validation: name what `update` adds to "
+                "by `self.add_state` in its `__init__`"
             )
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import BaseModule, TinyData, TinyDataset, TinyModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MeanSquaredError, Metric
+from torchmetrics import MeanMetric, MeanSquaredError, Metric, MetricCollection
 
 HERE = re.escape(str(Path(__file__)))
 
@@ -245,6 +245,24 @@ def test_a_likely_mistake_is_one_line(run, config, mistake):
     code, _, err = run("fit", "--config", config, *classes, *flags)
     assert code == 1
     assert re.fullmatch(f"error: {message}\n", err), err
+
+
+class ForgetsOne(TinyModule):
+    def create_metrics(self) -> None:
+        super().create_metrics()
+        self.val_metrics = MetricCollection({"accuracy": self.val_metrics, "mae": MeanMetric()})
+
+    def update_metrics(self, metrics, batch: dict, output: Tensor) -> None:
+        metrics = metrics["accuracy"] if metrics is self.val_metrics else metrics
+        metrics.update(output, batch["label"])
+
+
+def test_a_metric_that_is_never_updated_is_told_once(run, config, recwarn):
+    flags = ("--model=test_likely.ForgetsOne", "--trainer.max_steps=4")
+    assert run("fit", "--config", config, *flags, "--trainer.val_check_interval=2")[0] == 0
+    assert [str(w.message) for w in recwarn if "mae" in str(w.message)] == [
+        "`val_metrics` has mae, which the log leaves out: let `ForgetsOne.update_metrics` update it"
+    ]
 
 
 def test_a_batch_may_have_any_structure_that_the_hooks_read(run, config, sessions):

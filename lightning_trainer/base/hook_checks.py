@@ -4,10 +4,16 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import Metric
+
+from lightning_trainer.base.metrics import named_metrics
 
 _MEAN = "average over the batch, e.g. `loss.mean()`"
+_NUMBER = "leave the tensor as it is, without `.item()` or `float`"
+_SEVERAL = "return the loss alone, or losses as a dict by name"
 
 
 def require_hooks(cls: type) -> None:
@@ -100,7 +106,11 @@ def check_dataset(owner: Any, attribute: str, dataset: Any) -> None:
 
 
 def check_metrics(module: Any) -> None:
-    """Raises a ValueError for a metric that would count training and validation together."""
+    """Looks for metrics that would count batches of training and validation, or of two, together.
+
+    Raises:
+        ValueError: If training and validation share one.
+    """
     both = (module.train_metrics, module.val_metrics)
     train, val = ({id(m) for m in metrics.modules()} for metrics in both)
     if train & val:
@@ -108,6 +118,14 @@ def check_metrics(module: Any) -> None:
             f"`{type(module).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
             "a metric, which would mix training and validation: use `.clone()` for one of them"
         )
+    for metric in (m for metrics in both for m in named_metrics(metrics).values()):
+        parts = [part for part in metric.modules() if isinstance(part, Metric)]
+        if not any(part.metric_state or type(part).reset is not Metric.reset for part in parts):
+            rank_zero_warn(
+                f"`{type(module).__name__}.create_metrics`: `{type(metric).__name__}` has no "
+                "state, so that nothing is reset after a validation: name what `update` adds to "
+                "by `self.add_state` in its `__init__`"
+            )
 
 
 def in_short(value: Any) -> str:
@@ -178,10 +196,14 @@ def refuse_loss(module: Any, loss: Any, hook: str, name: str | None = None) -> N
     """Raises a TypeError for what is no loss; `name` is that in a dict of losses."""
     got = in_short(loss)
     place = "" if name is None else f" as {name!r}"
+    remedy = "only an evaluation may have no loss" if loss is None else _MEAN
+    if isinstance(loss, float | int):
+        remedy = _NUMBER
+    elif isinstance(loss, tuple | list):
+        remedy = _SEVERAL
     raise TypeError(
         f"`{type(module).__name__}.{hook}` returned {got}{place}, not a scalar tensor"
-        f"{'' if name else ' or a dict of them'}: "
-        f"{'only an evaluation may have no loss' if loss is None else _MEAN}"
+        f"{'' if name else ' or a dict of them'}: {remedy}"
     )
 
 

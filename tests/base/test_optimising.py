@@ -306,6 +306,13 @@ class ReturnsNothing(Adversaries):
         super().training_step(batch, batch_idx)
 
 
+class NeverSteps(Adversaries):
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        for optimiser in self.optimiser.values():
+            optimiser.step()  # Lightning sees only those of `self.optimizers()`
+        return self.judge(batch["x"], real=True)
+
+
 class OneOnly(TinyModule):
     def training_step(self, batch: dict, batch_idx: int) -> None:
         self.optimise("critic", self.forward_loss(batch, self.forward_model(batch)))
@@ -338,6 +345,12 @@ class OneOnly(TinyModule):
             ("ReturnsNothing",),
             "`ReturnsNothing.training_step` returned None, not a scalar tensor or a dict of them: "
             "only an evaluation may have no loss",
+        ),
+        (
+            ("NeverSteps",),
+            "`NeverSteps.training_step` has stepped no optimiser in 100 batches, and an iteration "
+            "is a batch that has: call `self.optimise(NAME, loss)` in it, or the steps of "
+            "`self.optimizers()`",
         ),
         (
             ("OneOnly",),

@@ -122,6 +122,33 @@ class NeverUpdates(TinyModule):
         """Forgets to."""
 
 
+class Doubles(TinyDataset):
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        return sample | {"x": sample["x"].double()}
+
+
+class DoublesData(TinyData):
+    def create_data(self) -> None:
+        self.train_dataset = self.val_dataset = Doubles()
+
+
+class NoLoaderData(TinyData):
+    def train_dataloader(self):
+        return lambda: None
+
+
+class OneLossForTwo(TinyModule):
+    def create_optimiser(self) -> None:
+        self.optimiser = [torch.optim.SGD(self.model.parameters(), 0.1) for _ in range(2)]
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        loss = self.forward_loss(batch, self.forward_model(batch)).square()
+        self.optimise(0, loss)
+        self.optimise(1, loss)
+        return loss
+
+
 MISTAKES = {
     "a detached loss": (
         ("Detached", "conftest.TinyData"),
@@ -131,7 +158,7 @@ MISTAKES = {
     "a loss and more": (
         ("ReturnsPair", "conftest.TinyData"),
         r"`ReturnsPair.forward_loss` returned a tuple of 3, not a scalar tensor or a dict of them: "
-        r"average over the batch, e.g. `loss.mean\(\)`",
+        r"return the loss alone, or losses as a dict by name",
     ),
     "no update": (
         ("NeverUpdates", "conftest.TinyData"),
@@ -182,6 +209,23 @@ MISTAKES = {
     "no count": (
         ("CountsNothing", "conftest.TinyData"),
         r"`CountsNothing.count_examples` returned None: return the number of examples in the batch",
+    ),
+    "a loss for two optimisers": (
+        ("OneLossForTwo", "conftest.TinyData"),
+        rf"Trying to backward through the graph a second time .* \(in `training_step`, {HERE}, "
+        r"line \d+\)\. Give each optimiser a loss of its own, made of what is detached from the "
+        r"others; or, for one loss, one optimiser with groups of parameters",
+    ),
+    "numbers of numpy": (
+        ("conftest.TinyModule", "DoublesData"),
+        r"mat1 and mat2 must have the same dtype, but got Double and Float \(in `forward_model`, "
+        r".*conftest.py, line \d+\)\. Numbers of numpy are float64: let the dataset give float32, "
+        r"e.g. by `.float\(\)`",
+    ),
+    "no loader": (
+        ("conftest.TinyModule", "NoLoaderData"),
+        r"An invalid dataloader was returned from `NoLoaderData.train_dataloader\(\)`. Found .*\. "
+        r"Return what can be iterated over",
     ),
     "a step that returns a text": (
         ("ReturnsText", "conftest.TinyData"),

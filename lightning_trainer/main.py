@@ -67,7 +67,7 @@ def _run(argv: list[str]) -> None:
         _answer(line)
         return
     command = COMMANDS[line.command]
-    if command.is_lightnings or line.command == "verify":
+    if command.is_lightnings or line.command in ("check", "verify"):
         _check_config_files(line)
     with guarded_imports():
         gc.disable()  # imports make little garbage; the search for it took a sixth of their time

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch.callbacks import Callback
 
+from lightning_trainer.check.at_start import WarnOfMistakes
 from lightning_trainer.checkpoints.beginning import BeginModel
 from lightning_trainer.checkpoints.carried import KeepMetrics
 from lightning_trainer.checkpoints.changed_settings import ApplyChangedSettings
@@ -67,6 +68,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # after Summarise has refused a run: its record stays
         CollectGarbage(run),  # after PrintProgress: where there is a new line
+        WarnOfMistakes(run),  # before the model loads anything: any place would do
         BeginModel(run),  # before a project's callback looks at the model
         *added,  # before the checkpoint of the same batch
         StopOnSignal(run),  # at the end of an iteration

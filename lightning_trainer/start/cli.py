@@ -229,14 +229,14 @@ class SessionCLI(LightningCLI):
         return trainer
 
 
-def run_trainer(args: list[str]) -> None:
+def run_trainer(args: list[str], cli: type[SessionCLI] = SessionCLI) -> None:
     """Runs the command line; turns signals into their usual exit codes."""
     with contextlib.ExitStack() as stack:
         try:
             quiet(stack)
             hide_absent_gpus(stack)
             keep_torchs_settings(stack)
-            SessionCLI(args, stack)
+            cli(args, stack)
         except KeyboardInterrupt:
             sys.exit(130)
         except SIGTERMException:  # Lightning raises it outside of training, and would exit with 0

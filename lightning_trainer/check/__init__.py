@@ -1,0 +1,1 @@
+"""Finds well-known silent mistakes of a project before it trains."""

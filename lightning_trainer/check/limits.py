@@ -1,0 +1,36 @@
+"""What a check may take and must give back: time, and the random streams."""
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+class Patience:
+    """Ends after some seconds of work, which a busy machine stretches to at most three times."""
+
+    def __init__(self, work_s: float) -> None:
+        self._work_s, self._wall_s = work_s, 3 * work_s
+        self._started_s = time.thread_time(), time.perf_counter()
+
+    @property
+    def is_over(self) -> bool:
+        work_s, wall_s = self._started_s
+        done_s = time.thread_time() - work_s
+        return done_s > self._work_s or time.perf_counter() - wall_s > self._wall_s
+
+
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Gives the random streams of torch, numpy and Python back as they were."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)

@@ -1,0 +1,188 @@
+"""The command `check`: what it prints, its exit codes, and that it changes nothing."""
+
+import json
+import os
+import random
+from typing import ClassVar
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from bases import Pictures, PicturesData
+
+from lightning_trainer.check.findings import hint
+
+CONFIG = """\
+model:
+  class_path: test_check_command.{module}
+data:
+  class_path: test_check_command.Handwriting
+output_path: {folder}
+trainer:
+  accelerator: cpu
+  max_steps: 500
+  val_check_interval: 100
+  callbacks:
+    - class_path: test_check_command.Forbidden
+"""
+
+
+class Forbidden(pl.Callback):
+    def __getattribute__(self, name):
+        raise AssertionError("a callback of the project was used")
+
+
+class Handwriting(PicturesData):
+    def create_data(self) -> None:
+        super().create_data()
+        self.val_dataset.columns = {k: v[:60] for k, v in self.val_dataset.columns.items()}
+
+    def test_dataloader(self):
+        raise AssertionError("the test data was asked for")
+
+
+class Healthy(Pictures):
+    silenced_checks: ClassVar = {
+        "relation": "takes too long in a test",
+        "own": "a test has no thumbs",
+    }
+
+
+class Twice(Pictures):
+    def forward_model(self, batch):
+        return super().forward_model(batch).softmax(1)
+
+
+def thumbs(project):
+    yield hint("two", f"{project.size('train')} thumbs", "there are two", "count again")
+
+
+class Own(Pictures):
+    checks = (thumbs,)
+
+
+class Broken(Pictures):
+    def create_model(self) -> None:
+        raise RuntimeError("no such file: weights.pt")
+
+
+class Counting(Pictures):
+    n_calls = 0
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.n_calls = 0
+
+    def forward_model(self, batch):
+        self.n_calls += 1
+        return super().forward_model(batch)
+
+
+class LostHead(Pictures):
+    def create_optimiser(self) -> None:
+        self.optimiser = torch.optim.Adam([*self.model.parameters()][:-2], 5e-3)
+
+
+class Silent(Twice):
+    silenced_checks: ClassVar = {"activation/double_softmax": "an experiment with temperatures"}
+
+
+@pytest.fixture
+def check(run, tmp_path):
+    """check("Twice", ...) -> (exit code, out, err)."""
+
+    def check_(module, *options):
+        config = tmp_path / "config.yaml"
+        config.write_text(CONFIG.format(module=module, folder=tmp_path / "experiments"))
+        return run("check", "--config", config, *options)
+
+    return check_
+
+
+def test_a_certain_mistake_is_told_in_three_parts_and_by_the_exit_code(check):
+    code, out, err = check("Twice")
+    assert code == 1, err
+    first, likely, remedy = out.splitlines()[:3]
+    assert first.startswith("CERTAIN activation/double_softmax: the loss applies log_softmax to ")
+    assert likely.startswith("        likely: the loss expects logits, and the network returns")
+    assert remedy.startswith("        remedy: return logits from `forward_model`: ")
+    assert "\n1 certain mistake, " in out
+    assert "future: no input is a sequence" in out
+    assert '`silenced_checks = {"activation/double_softmax": "the reason"}` in Twice' in out
+
+
+def test_nothing_is_written_and_the_process_stays_as_it_is(check, tmp_path):
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    variables, threads = dict(os.environ), torch.get_num_threads()
+    streams = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    code, out, err = check("Healthy")
+    assert code == 0, out + err
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.yaml", "config.yaml"}
+    assert dict(os.environ) == variables and torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), streams[0])
+    assert np.random.get_state()[1].tolist() == streams[1]
+    assert random.getstate() == streams[2]
+    assert torch.nn.Module.load_state_dict.__module__ == "torch.nn.modules.module"
+
+
+def test_a_project_adds_a_check_and_silences_one(check):
+    code, out, _ = check("Own", "--format", "json")
+    report = json.loads(out)
+    [finding] = report["findings"]
+    assert code == 0 and finding["name"] == "thumbs/two"
+    assert finding["evidence"] == "640 thumbs" and not finding["certain"]
+    code, out, _ = check("Silent", "--format=json")
+    assert code == 0
+    silenced = json.loads(out)["silenced"]
+    assert silenced == {"activation/double_softmax": "an experiment with temperatures"}
+
+
+def test_settings_of_several_processes_are_checked_in_one(check):
+    code, out, err = check("Healthy", "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert code == 0, out + err
+    assert "Note: checked in one process, on one device" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "xml"], "invalid choice: 'xml'"),
+        (["--ckpt_path", "x"], "`check` takes no `--ckpt_path`"),
+        (["--trainer.max_step", "3"], "max_steps"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(check, options, message):
+    code, _, err = check("Healthy", *options)
+    assert code == 2 and message in err
+
+
+def test_a_project_that_fails_says_so(check):
+    code, out, err = check("Broken")
+    assert code == 1 and "no such file: weights.pt" in err and not out
+
+
+def test_it_needs_a_project(run):
+    code, _, err = run("check")
+    assert code == 2 and "give `--config FILE`" in err
+
+
+def test_it_tells_what_a_run_needs(check):
+    _, out, _ = check("Own", "--format", "json")
+    needs = json.loads(out)["needs"]
+    assert needs["n_iterations"] == 500 and needs["first_validation"] == 100
+    assert needs["iteration_ms"] > 0 and needs["workers"] in (0, 2, 4)
+    assert sorted(needs["data_ms"]) == ["0", "2", "4"]
+    n_weights = 64 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10
+    assert needs["checkpoint_mib"] == pytest.approx(3 * 4 * n_weights / 2**20, rel=0.05)  # Adam
+    assert needs["free_mib"] > needs["session_mib"] and needs["inexact"] == []
+    _, out, _ = check("Counting")
+    assert "going on   no checkpoint holds model.n_calls, which training changes" in out
+
+
+def test_weights_that_a_left_out_callback_may_add_are_a_hint(check):
+    code, out, _ = check("LostHead", "--format", "json")
+    [finding] = json.loads(out)["findings"]
+    assert finding["name"] == "optimiser/not_optimised" and code == 0
+    code, out, _ = check("LostHead", "--format", "json", "--trainer.callbacks=null")
+    assert code == 1 and json.loads(out)["findings"][0]["certain"]

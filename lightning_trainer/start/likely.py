@@ -21,6 +21,9 @@ _REMEDIES = {  # for what torch and Lightning say
     "what is detached from the others; or, for one loss, one optimiser with groups of parameters",
     "must have the same dtype, but got Double": "Numbers of numpy are float64: let the dataset "
     "give float32, e.g. by `.float()`",
+    "is out of bounds": "Classes count from 0: is the last label less than the model's outputs?",
+    "Expected all tensors to be on the same device": "Make what a hook makes itself where the "
+    "batch is, e.g. by `device=self.device`",
     "An invalid dataloader was returned": "Return what can be iterated over",
 }
 _DETACHED = (

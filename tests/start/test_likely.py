@@ -133,6 +133,12 @@ class DoublesData(TinyData):
         self.train_dataset = self.val_dataset = Doubles()
 
 
+class FromOneData(TinyData):
+    def create_data(self) -> None:
+        self.train_dataset = [{**TinyDataset()[i], "label": 2} for i in range(8)]
+        self.val_dataset = self.train_dataset
+
+
 class NoLoaderData(TinyData):
     def train_dataloader(self):
         return lambda: None
@@ -221,6 +227,11 @@ MISTAKES = {
         r"mat1 and mat2 must have the same dtype, but got Double and Float \(in `forward_model`, "
         r".*conftest.py, line \d+\)\. Numbers of numpy are float64: let the dataset give float32, "
         r"e.g. by `.float\(\)`",
+    ),
+    "labels from one": (
+        ("conftest.TinyModule", "FromOneData"),
+        r"Target 2 is out of bounds. \(in `forward_loss`, .*, line \d+\)\. Classes count from 0: is "
+        r"the last label less than the model's outputs\?",
     ),
     "no loader": (
         ("conftest.TinyModule", "NoLoaderData"),

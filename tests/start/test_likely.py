@@ -230,8 +230,8 @@ MISTAKES = {
     ),
     "labels from one": (
         ("conftest.TinyModule", "FromOneData"),
-        r"Target 2 is out of bounds. \(in `forward_loss`, .*, line \d+\)\. Classes count from 0: is "
-        r"the last label less than the model's outputs\?",
+        r"Target 2 is out of bounds. \(in `forward_loss`, .*, line \d+\)\. Classes count from 0: "
+        r"is the last label less than the model's outputs\?",
     ),
     "no loader": (
         ("conftest.TinyModule", "NoLoaderData"),

@@ -29,7 +29,7 @@ def options(trial: optuna.Trial) -> dict[str, object]:
 
 
 def run(trial: optuna.Trial, arguments: list[str], folder: str) -> float:
-    """Trains one session and returns its best score.
+    """Trains one session; returns its best score, negative if the lowest is the best one.
 
     Raises:
         KeyboardInterrupt: If it was stopped by Ctrl-C, which ends the search.
@@ -44,24 +44,25 @@ def run(trial: optuna.Trial, arguments: list[str], folder: str) -> float:
         raise KeyboardInterrupt
     listing = [sys.executable, "cli.py", "sessions", folder, "--format=json"]
     rows = json.loads(subprocess.run(listing, check=True, capture_output=True).stdout)
-    scores = [row["best"] for row in rows if row["tag"] == tag]
-    if code or not scores or scores[-1] is None:
+    found = [row for row in rows if row["tag"] == tag and row["best"] is not None]
+    if code or not found:
         raise RuntimeError(f"{tag} ended with exit code {code}")
-    return float(scores[-1])
+    score, mode = found[-1]["best"], found[-1]["mode"]
+    trial.set_user_attr("score", score)
+    return float(-score if mode == "min" else score)
 
 
 def main() -> None:
     """Runs the search."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--direction", choices=["maximize", "minimize"], default="maximize")
     parser.add_argument("--output_path", default=FOLDER)
     own, arguments = parser.parse_known_args()
     Path(own.output_path).mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{own.output_path}/study.db",
         study_name="search",
-        direction=own.direction,
+        direction="maximize",
         load_if_exists=True,
     )
     # Ctrl-C is for the run, which saves: Python would kill it after a quarter of a second.
@@ -71,7 +72,8 @@ def main() -> None:
         n_trials=own.trials,
         catch=(RuntimeError,),
     )
-    print(f"Best: {study.best_value:.4f} by trial{study.best_trial.number}, {study.best_params}")
+    best = study.best_trial
+    print(f"Best: {best.user_attrs['score']:.4f} by trial{best.number}, {best.params}")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,11 @@ def test_a_search_gives_a_session_for_each_trial_and_goes_on(place):
     assert process.returncode == 0, process.stderr
     assert "trial1 ended with exit code 2" in process.stderr
     assert f"Best: {best:.4f} by trial0" in process.stdout
+    command = command.replace("--trials 1", "--trials 2 --output_path experiments/loss")
+    process = sh(f"python {command} --model.score_name loss", place)
+    rows = listed("experiments/loss", place)
+    tag, best = min(((tag, row["best"]) for tag, row in rows.items()), key=lambda pair: pair[1])
+    assert len(rows) == 2 and f"Best: {best:.4f} by {tag}" in process.stdout, process.stderr
 
 
 @pytest.mark.slow
@@ -173,7 +178,8 @@ def test_a_backbone_is_frozen_and_thawed_and_a_restart_is_exact(run, tmp_path, r
         "model.6.bias",
     }
     whole = fit("whole", *frozen, "--tag=whole", "--trainer.max_steps=24")
-    assert fit("first", "--ckpt_path", first, "--trainer.max_steps=24") == first
+    for n in (18, 24):  # the first stop is before the thaw, the second after it
+        assert fit("first", "--ckpt_path", first, f"--trainer.max_steps={n}") == first
     ends = [torch.load(s / "checkpoints/last.ckpt")["state_dict"] for s in (whole, first)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not any(torch.equal(begun[name], ends[0][name]) for name in begun)

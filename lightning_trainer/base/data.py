@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_trainer.base.copying import CopyAhead
-from lightning_trainer.base.hook_checks import require_hooks
+from lightning_trainer.base.hook_checks import check_dataset, refuse_several, require_hooks
 from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 
 
@@ -146,7 +146,7 @@ class BaseDataModule(pl.LightningDataModule):
                 which has its own order and starts anew with each run.
 
         Raises:
-            ValueError: If the dataset is not set, or empty.
+            ValueError: If the dataset is not set, empty, or none.
         """
         dataset, trainer = self._get_dataset(attribute), self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
@@ -186,22 +186,10 @@ class BaseDataModule(pl.LightningDataModule):
         of_all, _, name = attribute.partition(".")
         dataset = getattr(self, of_all)
         if _names(dataset):
-            if not name:
-                raise ValueError(
-                    f"`self.{attribute}` of `{type(self).__name__}` is a dict of datasets: only "
-                    "`val_dataset` and `test_dataset` may be one"
-                )
-            dataset = dataset[name]
-        if dataset is None:
-            raise ValueError(
-                f"`{type(self).__name__}.create_data` left `self.{attribute}` unset: "
-                "assign a dataset whose samples are dicts"
-            )
-        if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
-            raise ValueError(
-                f"`self.{attribute}` of `{type(self).__name__}` is empty: "
-                "check the paths and splits in `create_data`"
-            )
+            dataset = dataset[name] if name else refuse_several(self, attribute, "dict")
+        if isinstance(dataset, list | tuple) and dataset and isinstance(dataset[0], Dataset):
+            refuse_several(self, attribute, "list")
+        check_dataset(self, attribute, dataset)
         return cast("Dataset[Any]", dataset)
 
 

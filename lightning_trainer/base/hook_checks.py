@@ -4,9 +4,16 @@ import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import Metric
+
+from lightning_trainer.base.metrics import named_metrics
 
 _MEAN = "average over the batch, e.g. `loss.mean()`"
+_NUMBER = "leave the tensor as it is, without `.item()` or `float`"
+_SEVERAL = "return the loss alone, or losses as a dict by name"
 
 
 def require_hooks(cls: type) -> None:
@@ -58,7 +65,7 @@ def require(owner: Any, hook: str, attribute: str, kind: Any) -> None:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(k.__name__ for k in kinds).replace("Callable", "a callable")
         raise TypeError(
-            f"`{type(owner).__name__}.{hook}` left `self.{attribute}` as {value!r}: "
+            f"`{type(owner).__name__}.{hook}` left `self.{attribute}` as {in_short(value)}: "
             f"assign {wanted} to it"
         )
 
@@ -72,8 +79,38 @@ def require_override(owner: Any, hook: str, base: type) -> None:
         )
 
 
+def check_dataset(owner: Any, attribute: str, dataset: Any) -> None:
+    """Raises a ValueError for what is missing, empty, or neither a dataset nor a stream."""
+    of_owner = f"`self.{attribute}` of `{type(owner).__name__}`"
+    if dataset is None:
+        raise ValueError(
+            f"`{type(owner).__name__}.create_data` left `self.{attribute}` unset: "
+            "assign a dataset whose samples are dicts"
+        )
+    if isinstance(dataset, IterableDataset):
+        return
+    if isinstance(dataset, DataLoader):
+        loader = attribute.partition("_dataset")[0] + "_dataloader"
+        raise ValueError(
+            f"{of_owner} is a {type(dataset).__name__}: assign its dataset, or let `{loader}` "
+            "return a loader of your own"
+        )
+    reads = any(hasattr(dataset, name) for name in ("__getitem__", "__getitems__", "get_batch"))
+    if isinstance(dataset, str) or not (reads and hasattr(dataset, "__len__")):
+        raise ValueError(
+            f"{of_owner} is a {type(dataset).__name__}, no dataset: give it `__len__` and "
+            "`__getitem__`, or derive a stream from `torch.utils.data.IterableDataset`"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{of_owner} is empty: check the paths and splits in `create_data`")
+
+
 def check_metrics(module: Any) -> None:
-    """Raises a ValueError for a metric that would count training and validation together."""
+    """Looks for metrics that would count batches of training and validation, or of two, together.
+
+    Raises:
+        ValueError: If training and validation share one.
+    """
     both = (module.train_metrics, module.val_metrics)
     train, val = ({id(m) for m in metrics.modules()} for metrics in both)
     if train & val:
@@ -81,6 +118,33 @@ def check_metrics(module: Any) -> None:
             f"`{type(module).__name__}.create_metrics`: `train_metrics` and `val_metrics` share "
             "a metric, which would mix training and validation: use `.clone()` for one of them"
         )
+    for metric in (m for metrics in both for m in named_metrics(metrics).values()):
+        parts = [part for part in metric.modules() if isinstance(part, Metric)]
+        if not any(part.metric_state or type(part).reset is not Metric.reset for part in parts):
+            rank_zero_warn(
+                f"`{type(module).__name__}.create_metrics`: `{type(metric).__name__}` has no "
+                "state, so that nothing is reset after a validation: name what `update` adds to "
+                "by `self.add_state` in its `__init__`"
+            )
+
+
+def in_short(value: Any) -> str:
+    """A value for a message of one line: a long one by its class."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    text = repr(value)
+    if len(text) <= 60 and "\n" not in text:
+        return text
+    length = f" of {len(value)}" if isinstance(value, list | tuple | Mapping) else ""
+    return f"a {type(value).__name__}{length}"
+
+
+def refuse_several(data: Any, attribute: str, kind: str) -> NoReturn:
+    """Raises a ValueError for several datasets where there may be one, or without names."""
+    raise ValueError(
+        f"`self.{attribute}` of `{type(data).__name__}` is a {kind} of datasets: `val_dataset` and "
+        "`test_dataset` may be a dict of them by name, the others one dataset"
+    )
 
 
 def describe_batch(batch: Any) -> str:
@@ -115,8 +179,8 @@ def check_count(module: Any, n_examples: Any) -> None:
     is_scalar = isinstance(n_examples, Tensor) and n_examples.numel() == 1
     if not is_scalar and not isinstance(n_examples, int | float):
         raise TypeError(
-            f"`{type(module).__name__}.count_examples` returned {n_examples!r}: return the number "
-            f"of {module.examples_unit} in the batch"
+            f"`{type(module).__name__}.count_examples` returned {in_short(n_examples)}: return the "
+            f"number of {module.examples_unit} in the batch"
         )
 
 
@@ -130,12 +194,16 @@ def refuse_to_count(module: Any, values: Iterable[Any]) -> NoReturn:
 
 def refuse_loss(module: Any, loss: Any, hook: str, name: str | None = None) -> NoReturn:
     """Raises a TypeError for what is no loss; `name` is that in a dict of losses."""
-    got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    got = in_short(loss)
     place = "" if name is None else f" as {name!r}"
+    remedy = "only an evaluation may have no loss" if loss is None else _MEAN
+    if isinstance(loss, float | int):
+        remedy = _NUMBER
+    elif isinstance(loss, tuple | list):
+        remedy = _SEVERAL
     raise TypeError(
         f"`{type(module).__name__}.{hook}` returned {got}{place}, not a scalar tensor"
-        f"{'' if name else ' or a dict of them'}: "
-        f"{'only an evaluation may have no loss' if loss is None else _MEAN}"
+        f"{'' if name else ' or a dict of them'}: {remedy}"
     )
 
 

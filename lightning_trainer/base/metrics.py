@@ -3,6 +3,7 @@
 import re
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -36,6 +37,10 @@ def compute_metrics(metrics: Metric | MetricCollection, mode: str) -> dict[str, 
             value = metric.compute()
             values |= _present(metric, value) if isinstance(value, dict) else {name: value}
     metrics.reset()
+    values = {  # a metric of one's own may compute a number of Python or numpy
+        name: torch.tensor(value, dtype=torch.float32) if isinstance(value, int | float) else value
+        for name, value in values.items()
+    }
     return {
         f"{mode}/{name}": value
         for name, value in values.items()

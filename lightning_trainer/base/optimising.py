@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lightning_trainer.base.fusing import fuse
-from lightning_trainer.base.hook_checks import refuse_loss, require
+from lightning_trainer.base.hook_checks import in_short, refuse_loss, require
 from lightning_trainer.base.losses import of_step
+
+_N_WITHOUT_STEP = 100  # batches; a project may add up the gradients of some
 
 
 def by_name(given: Any) -> dict[str, Any]:
@@ -61,8 +63,8 @@ def _configure_several(module: Any, fused: bool) -> Any:
         wrong = [value for value in each.values() if not isinstance(value, kind)]
         if wrong or not optimisers:
             raise TypeError(
-                f"`{name}.create_optimiser` left `self.{attribute}` with {wrong or 'nothing'} in "
-                f"it: assign {kind.__name__}s to it"
+                f"`{name}.create_optimiser` left `self.{attribute}` with "
+                f"{in_short(wrong[0]) if wrong else 'nothing'} in it: assign {kind.__name__}s to it"
             )
     if trainer.accumulate_grad_batches > 1:
         raise ValueError(
@@ -107,8 +109,18 @@ def optimise(module: Any, which: str | int, loss: Tensor) -> None:
 def end_batch(module: Any, outputs: dict[str, Any], stepped: bool) -> dict[str, Any]:
     """Steps the schedulers, and names the losses that `training_step` has returned.
 
-    Does nothing for a project that has switched manual optimisation on itself.
+    For a project that has switched manual optimisation on itself it only looks for steps.
+
+    Raises:
+        RuntimeError: If no optimiser has stepped in the first batches: the run would never end.
     """
+    loop = module.trainer.fit_loop
+    if not stepped and not module.global_step and loop.total_batch_idx + 1 >= _N_WITHOUT_STEP:
+        raise RuntimeError(
+            f"`{type(module).__name__}.training_step` has stepped no optimiser in "
+            f"{_N_WITHOUT_STEP} batches, and an iteration is a batch that has: call "
+            "`self.optimise(NAME, loss)` in it, or the steps of `self.optimizers()`"
+        )
     if "" in by_name(module.optimiser):
         return outputs
     for config in module.trainer.lr_scheduler_configs if stepped else ():

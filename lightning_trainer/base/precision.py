@@ -34,14 +34,16 @@ def make_metrics(module: Any) -> None:
 def metrics_apart(module: Any) -> Iterator[None]:
     """Leaves a module's metrics out where the module is converted; they only follow its device."""
     kinds = (Metric, MetricCollection)
-    metrics = {name: m for name, m in module.named_children() if isinstance(m, kinds)}
-    for name in metrics:
-        setattr(module, name, None)
+    owners = [each for each in module.modules() if not isinstance(each, kinds)]
+    children = [(owner, *child) for owner in owners for child in owner.named_children()]
+    metrics = [child for child in children if isinstance(child[-1], kinds)]
+    for owner, name, _ in metrics:
+        setattr(owner, name, None)
     try:
         yield
     finally:
-        for name, metric in metrics.items():
-            setattr(module, name, metric.to(module.device))
+        for owner, name, metric in metrics:
+            setattr(owner, name, metric.to(module.device))
 
 
 def _is_narrow() -> bool:

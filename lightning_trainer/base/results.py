@@ -7,13 +7,15 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_trainer.base.hook_checks import check_count, refuse_check
 from lightning_trainer.base.losses import MeanLosses, loss_of, named_losses
-from lightning_trainer.base.metrics import compute_metrics
+from lightning_trainer.base.metrics import compute_metrics, named_metrics
 from lightning_trainer.base.optimising import end_batch, step_plateaus
 from lightning_trainer.base.scoring import check_direction, check_score
+from lightning_trainer.internals import was_updated
 from lightning_trainer.internals_of_optimising import count_batches
 
 
@@ -33,6 +35,7 @@ class LogResults(Callback):
         self.losses: dict[str, list[str]] = {}  # of it: the names of each loss's parts
         self.train_results: dict[str, float] = {}  # the newest `train/...`
         self._means = MeanLosses()
+        self._updated: set[str] = set()  # names of the metrics that any evaluation has updated
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         check_direction(pl_module)
@@ -83,6 +86,7 @@ class LogResults(Callback):
         results = self._all_results(trainer, pl_module)
         train_results = compute_metrics(pl_module.train_metrics, "train")
         if in_training(trainer):
+            self._tell_never_updated(pl_module)
             step_plateaus(pl_module, results[pl_module.score_key])
         pl_module.log_dict(results | train_results, logger=self._to_loggers)
         self.train_results = {name: value.item() for name, value in train_results.items()}
@@ -90,10 +94,21 @@ class LogResults(Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.log_dict(self._all_results(trainer, pl_module), logger=self._to_loggers)
 
+    def _tell_never_updated(self, pl_module: Any) -> None:
+        never = [n for n in named_metrics(pl_module.val_metrics) if n not in self._updated]
+        self._updated.update(never)  # told once
+        if never:
+            rank_zero_warn(
+                f"`val_metrics` has {', '.join(never)}, which the log leaves out: let "
+                f"`{type(pl_module).__name__}.update_metrics` update it"
+            )
+
     def _take_results(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Notes the results of the set of data that is done, and begins anew for the next one."""
         mode = "test" if trainer.testing else "val"
         prefix = "/".join([mode, *self._sets[self._n_done : self._n_done + 1]])
+        metrics = named_metrics(pl_module.val_metrics)
+        self._updated |= {name for name, metric in metrics.items() if was_updated(metric)}
         means, n_examples = self._means.compute(trainer)
         self._results |= self._computed(trainer, pl_module, prefix)
         self._results |= {f"{prefix}/{name}": mean for name, mean in means.items()}

@@ -82,8 +82,8 @@ def check_score(module: Any, results: Mapping[str, Tensor], mode: str) -> None:
     hook = f"`{type(module).__name__}.create_metrics`"
     if module.score_name in (None, *named_metrics(module.val_metrics)):
         raise TypeError(
-            f"{hook}: the score `{module.score_key}` is no scalar: "
-            "put a scalar metric first, or name one by `score_name`"
+            f"{hook}: the score `{module.score_key}` is no scalar, or `update_metrics` has not "
+            "updated it: put a scalar metric first, or name one by `score_name`"
         )
     near = get_close_matches(str(module.score_name), names) or names
     raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.table import Column, show_value
 from lightning_trainer.session.imports import NAME
+from lightning_trainer.session.number import format_number
 from lightning_trainer.session.record import Record
 from lightning_trainer.session.secrets import scrub
 
@@ -102,6 +103,10 @@ def score_of(record: Record) -> str | None:
     return f"{name} ({record.score_mode})" if name and record.score_mode else name
 
 
+def _number(score: float | None) -> str | None:
+    return None if score is None else format_number(score, 4)
+
+
 def shown_columns(records: list[Record]) -> list[Column]:
     """The columns for a person, the most important first."""
 
@@ -114,7 +119,7 @@ def shown_columns(records: list[Record]) -> list[Column]:
         Column("state", [record.state for record in records], is_text=True),
         Column("iterations", [_iterations(record) for record in records]),
         Column("score", cells(map(score_of, records)), is_text=True),
-        Column("best", cells((record.best_score for record in records), ".4f")),
+        Column("best", cells(_number(record.best_score) for record in records)),
         Column("at", cells(record.best_iteration for record in records)),
         *(_option_column(records, option, options) for option in options),
         Column("hours", cells(_clock(record.hours) for record in records)),

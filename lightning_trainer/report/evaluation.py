@@ -7,10 +7,11 @@ import lightning.pytorch as pl
 
 from lightning_trainer.base.results import LogResults, in_training
 from lightning_trainer.base.scoring import describe_score, score_direction
-from lightning_trainer.report.log_line import format_loss, format_number, print_title
+from lightning_trainer.report.log_line import format_loss, print_title
 from lightning_trainer.report.loggers import log_to_all
 from lightning_trainer.run.state import RULE, Best, RunCallback, RunState
 from lightning_trainer.session.checkpoint_header import layer_state
+from lightning_trainer.session.number import format_number
 
 
 class ReportEvaluation(LogResults, RunCallback):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from lightning_trainer.run.state import RULE, Progress
+from lightning_trainer.session.number import format_number
 
 
 def format_line(progress: Progress) -> str:
@@ -19,12 +20,6 @@ def format_line(progress: Progress) -> str:
         f"Fetch data time: {progress.fetch_ms:.0f}ms, "
         f"model update time: {progress.update_ms:.0f}ms"
     )
-
-
-def format_number(value: float, decimals: int) -> str:
-    """With so many decimals, or four significant digits where these would show one or none."""
-    small = 0 < abs(value) < 10 ** (1 - decimals)
-    return f"{value:#.4g}" if small else f"{value:.{decimals}f}"
 
 
 def format_loss(loss: float, parts: Mapping[str, float]) -> str:

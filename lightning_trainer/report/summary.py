@@ -8,10 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_trainer.report.log_line import format_duration, format_number
+from lightning_trainer.base.data import SessionLoader
+from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.report.speed import speed_line
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
 from lightning_trainer.session.folder import go_on_command
+from lightning_trainer.session.number import format_number
 from lightning_trainer.session.run_record import RunRecord
 
 
@@ -64,7 +66,8 @@ class Summarise(RunCallback):
             print(f"{name + ':':<14} {value}")
         data_s, update_s = self.run.times.data_s, self.run.times.update_s
         if data_s > max((data_s + update_s) / 3, 0.5):  # half a second is worth no advice
-            print(_DATA_ADVICE)
+            is_ours = isinstance(trainer.train_dataloader, SessionLoader)
+            print(_WAITS, _ADVICE if is_ours else _ADVICE_FOR_OWN, sep="")
         sys.stdout.flush()
 
     def _lines(self, trainer: pl.Trainer) -> list[tuple[str, Any]]:
@@ -114,8 +117,12 @@ def _shares(times: RunTimes) -> str:
     return ", ".join(f"{name} {seconds / whole:.0%}" for name, seconds in parts.items())
 
 
-_DATA_ADVICE = (
-    "More than a third of an iteration is spent waiting for data: raise --data.n_workers, give the "
-    "dataset\n`get_batch` to make a whole batch at once, or move transforms to the device "
-    "(`on_after_batch_transfer`)."
+_WAITS = "More than a third of an iteration is spent waiting for data: "
+_ADVICE = (
+    "raise --data.n_workers, give the dataset\n`get_batch` to make a whole batch at once, or move "
+    "transforms to the device (`on_after_batch_transfer`)."
+)
+_ADVICE_FOR_OWN = (
+    "let the loader that\n`train_dataloader` returns fetch in more workers, or move transforms to "
+    "the device (`on_after_batch_transfer`)."
 )

@@ -114,8 +114,18 @@ def _ends_epochs(trainer: pl.Trainer) -> bool:
 
 
 def _n_iterations(trainer: pl.Trainer) -> float:
-    """Iterations of the whole run, of which some may be done; called before its first batch."""
+    """Iterations of the whole run, of which some may be done; called before its first batch.
+
+    Raises:
+        ValueError: If only epochs end it, and the loader does not say how long one is.
+    """
     batches, epochs = trainer.num_training_batches, trainer.max_epochs or -1
+    if epochs > 0 and math.isinf(batches) and trainer.max_steps < 0:
+        raise ValueError(
+            f"`trainer.max_epochs` is {epochs}, but the training loader has no length, which says "
+            "where an epoch ends: give `--trainer.max_steps N`, or its batches by "
+            "`--trainer.limit_train_batches N`"
+        )
     if epochs < 0 or math.isinf(batches):
         return trainer.estimated_stepping_batches
     schedules = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]

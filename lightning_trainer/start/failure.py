@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_trainer.internals import root_cause
 from lightning_trainer.run.state import RunCallback, RunState
 from lightning_trainer.session.secrets import hide
-from lightning_trainer.start.likely import likely_cause
+from lightning_trainer.start.likely import likely_cause, remedy_for
 
 FILE_NAME = "failure.txt"
 
@@ -160,7 +160,7 @@ def _is_explained(ex: BaseException) -> bool:
     if isinstance(ex, FileNotFoundError | NotADirectoryError) and ex.filename:
         return True
     frames = traceback.extract_tb(ex.__traceback__)
-    if isinstance(ex, OSError) and ex.errno and _is_on_own_file(frames):
+    if remedy_for(ex) or (isinstance(ex, OSError) and ex.errno and _is_on_own_file(frames)):
         return True
     if not frames or not (frames[-1].line or "").lstrip().startswith("raise "):
         return False
@@ -186,15 +186,18 @@ def _is_of_session(ex: BaseException, folder: Path | None) -> bool:
 
 
 def _message(ex: BaseException) -> str:
-    """The message, with the project's line if a library called there has raised it.
+    """The message, with the project's line if a library called there has raised it, and a remedy.
 
-    Or where a file is missing, of which Python itself tells.
+    The line also where a file is missing, of which Python itself tells.
     """
     frames = traceback.extract_tb(ex.__traceback__)
     ours = [frame for frame in frames if is_of_project(frame.filename)]
     if not ours or not (_is_package(Path(frames[-1].filename)) or isinstance(ex, OSError)):
-        return str(ex)
-    return f"{ex} (in `{ours[-1].name}`, {ours[-1].filename}, line {ours[-1].lineno})"
+        told = str(ex)
+    else:
+        told = f"{ex} (in `{ours[-1].name}`, {ours[-1].filename}, line {ours[-1].lineno})"
+    remedy = remedy_for(ex)
+    return f"{told.rstrip('.')}. {remedy}" if remedy else told
 
 
 def _traceback(ex: BaseException) -> str:

@@ -16,6 +16,20 @@ _INFERENCE = (
     "an evaluation has no gradients. Where it needs them, use `with torch.enable_grad():`, and "
     "`--trainer.inference_mode false` in `validate`, `test` and `predict`"
 )
+_REMEDIES = {  # for what torch and Lightning say
+    "backward through the graph a second time": "Give each optimiser a loss of its own, made of "
+    "what is detached from the others; or, for one loss, one optimiser with groups of parameters",
+    "must have the same dtype, but got Double": "Numbers of numpy are float64: let the dataset "
+    "give float32, e.g. by `.float()`",
+    "is out of bounds": "Classes count from 0: is the last label less than the model's outputs?",
+    "Expected all tensors to be on the same device": "Make what a hook makes itself where the "
+    "batch is, e.g. by `device=self.device`",
+    "An invalid dataloader was returned": "Return what can be iterated over",
+}
+_DETACHED = (
+    "the loss depends on no weight that is trained. Is what it is made of detached, or is every "
+    "weight frozen?"
+)
 
 
 def likely_cause(ex: BaseException) -> str:
@@ -30,8 +44,13 @@ def likely_cause(ex: BaseException) -> str:
         )
     if isinstance(ex, RuntimeError) and any(part in str(ex) for part in _WITHOUT_GRADIENTS):
         in_evaluation = any("evaluation_step" in frame.f_code.co_name for frame, _ in frames)
-        return f"{str(ex).splitlines()[0]}: {_INFERENCE}" if in_evaluation else ""
+        return f"{str(ex).splitlines()[0]}: {_INFERENCE if in_evaluation else _DETACHED}"
     return _of_hook(ex, *frames[-1]) if frames else ""
+
+
+def remedy_for(ex: BaseException) -> str:
+    """What to do about an error whose message says what is wrong, but not that; else empty."""
+    return next((remedy for said, remedy in _REMEDIES.items() if said in str(ex)), "")
 
 
 def _of_hook(ex: BaseException, frame: FrameType, line: int) -> str:

@@ -97,11 +97,10 @@ class DetectionModule(BaseModule):
         return scores.squeeze(2), torch.cat([middles - half, middles + half], dim=2)
 
     def forward_loss(self, batch: Batch, output: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """A cell is to find the box whose middle lies in it."""
         scores, boxes = output
         image = torch.cat([0 * b[:, 0] + i for i, b in enumerate(batch["boxes"])]).long()
         truth = torch.cat(batch["boxes"])
-        x, y = ((truth[:, :2] + truth[:, 2:]) / 2 // CELL).long().T
+        x, y = ((truth[:, :2] + truth[:, 2:]) / 2 // CELL).long().T  # the cell of its middle
         wanted, cell = torch.zeros_like(scores), N * y + x
         wanted[image, cell] = 1
         overlap = generalized_box_iou_loss(boxes[image, cell], truth, reduction="mean")
@@ -116,5 +115,6 @@ class DetectionModule(BaseModule):
         drawn = []
         for image, scores, boxes in zip(batch["image"][:8], *output, strict=False):
             kept = nms(boxes, scores, 0.5)
-            drawn.append(draw_bounding_boxes(image, boxes[kept[scores[kept] > 0]], colors="white"))
+            found = boxes[kept[: max(int((scores[kept] > 0).sum()), 1)]]  # the surest, if none is
+            drawn.append(draw_bounding_boxes(image, found, colors="white"))
         self.tensorboard.add_image(f"{mode}/boxes", make_grid(drawn), self.global_step)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import weakref
 from itertools import chain, islice
+from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -123,6 +124,34 @@ def test_sizes_that_can_not_be_are_refused_at_construction(kwargs, message):
     with pytest.raises(ValueError) as error:
         TinyData(**kwargs)
     assert str(error.value) == message
+
+
+class WithoutLength:
+    def __getitem__(self, index: int) -> dict:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            DataLoader([1, 2]),
+            "is a DataLoader: assign its dataset, or let `train_dataloader` return a loader of ",
+        ),
+        (
+            (x for x in [1, 2]),
+            "is a generator, no dataset: give it `__len__` and `__getitem__`, or",
+        ),
+        ("data/train.csv", "is a str, no dataset: "),
+        (Path("data/train.csv"), f"is a {type(Path()).__name__}, no dataset: "),
+        (WithoutLength(), "is a WithoutLength, no dataset: "),
+        ({1, 2}, "is a set, no dataset: "),
+    ],
+)
+def test_what_is_no_dataset_is_named_with_the_remedy(given, told):
+    with pytest.raises(ValueError, match=r"^`self.train_dataset` of `Data` is a") as found:
+        data_of(given).train_dataloader()
+    assert told in str(found.value)
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -14,7 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_trainer.base.losses import of_step
 from lightning_trainer.base.metrics import compute_metrics, named_metrics
-from lightning_trainer.report.log_line import format_loss, format_number
+from lightning_trainer.report.log_line import format_loss
+from lightning_trainer.session.number import format_number
 
 
 class Parts(TinyModule):

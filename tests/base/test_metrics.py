@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torchmetrics import MetricCollection
+from torchmetrics import MetricCollection, SumMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -71,3 +71,17 @@ def test_one_of_those_that_share_is_updated(monkeypatch):
     )
     update_metrics(metrics, *second)
     assert handed_out == []
+
+
+class Plain(SumMetric):
+    def compute(self):
+        value = super().compute().item()
+        return {"sum": value, "n": int(value), "name": "plain"} if value > 1 else value
+
+
+def test_a_number_of_python_is_a_result():
+    metric = Plain()
+    metric.update(0.5)
+    assert compute_metrics(metric, "val") == {"val/plain": torch.tensor(0.5)}
+    metric.update(1.5)
+    assert compute_metrics(metric, "val") == {"val/sum": torch.tensor(1.5), "val/n": 1}

@@ -184,21 +184,26 @@ def test_a_loss_is_a_function_or_a_module(loss_fn):
     assert configured(Free()).training_step(batch_of(), 0)["loss"].ndim == 0
 
 
+MEAN = "average over the batch, e.g. `loss.mean()`"
+TENSOR = "leave the tensor as it is, without `.item()` or `float`"
+ALONE = "return the loss alone, or losses as a dict by name"
+
 # What it refuses ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("loss", "got"),
     [
-        (torch.zeros(4), "a tensor (4,), not a scalar tensor or a dict of them"),
-        (torch.zeros(1), "a tensor (1,), not a scalar tensor or a dict of them"),
-        (1.5, "1.5, not a scalar tensor or a dict of them"),
-        ({}, "{}, not a scalar tensor or a dict of them"),
+        (torch.zeros(4), f"a tensor (4,), not a scalar tensor or a dict of them: {MEAN}"),
+        (torch.zeros(1), f"a tensor (1,), not a scalar tensor or a dict of them: {MEAN}"),
+        (1.5, f"1.5, not a scalar tensor or a dict of them: {TENSOR}"),
+        ((1.5, 2.5), f"(1.5, 2.5), not a scalar tensor or a dict of them: {ALONE}"),
+        ({}, f"{{}}, not a scalar tensor or a dict of them: {MEAN}"),
         (
             {"a": torch.tensor(1.0), "b": torch.zeros(2)},
-            "a tensor (2,) as 'b', not a scalar tensor",
+            f"a tensor (2,) as 'b', not a scalar tensor: {MEAN}",
         ),
-        ({"a": torch.tensor(1.0), "b": 0.5}, "0.5 as 'b', not a scalar tensor"),
+        ({"a": torch.tensor(1.0), "b": 0.5}, f"0.5 as 'b', not a scalar tensor: {TENSOR}"),
     ],
 )
 @pytest.mark.parametrize("step", ["training_step", "validation_step"])
@@ -209,9 +214,7 @@ def test_a_loss_that_is_no_scalar_tensor_is_refused(step, loss, got):
 
     with pytest.raises(TypeError) as error:
         getattr(configured(Wrong()), step)(batch_of(), 0)
-    assert str(error.value) == (
-        f"`Wrong.forward_loss` returned {got}: average over the batch, e.g. `loss.mean()`"
-    )
+    assert str(error.value) == f"`Wrong.forward_loss` returned {got}"
 
 
 def test_a_training_has_a_loss_and_an_evaluation_may_have_none():
@@ -263,6 +266,33 @@ def test_a_metric_that_training_and_validation_share_is_refused(train_metrics, v
     )
 
 
+class WithoutState(MeanMetric):
+    """Forgets `add_state`."""
+
+    def add_state(self, *_: Any, **__: Any) -> None:
+        self.values: list[Tensor] = []
+
+
+class Resets(WithoutState):
+    def reset(self) -> None:
+        self.values = []
+
+
+def test_a_metric_that_nothing_resets_is_told():
+    with pytest.warns(UserWarning) as warnings:
+        measured(val=MetricCollection({"a": accuracy(), "b": WithoutState()})).configure_model()
+    assert [str(w.message) for w in warnings] == [
+        "`Measured.create_metrics`: `WithoutState` has no state, so that nothing is reset after a "
+        "validation: name what `update` adds to by `self.add_state` in its `__init__`"
+    ]
+
+
+def test_a_metric_that_resets_itself_or_wraps_one_is_let_alone(recwarn):
+    for metric in (Resets(), ClasswiseWrapper(accuracy(average=None)), 1 - accuracy()):
+        measured(val=metric).configure_model()
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
@@ -293,8 +323,9 @@ def test_a_score_that_is_no_scalar_is_refused_by_the_first_validation(metric):
     with pytest.raises(TypeError) as error:
         train(measured(val=val, score_mode="max"), max_steps=1)
     assert str(error.value) == (
-        "`Measured.create_metrics`: the score `val/parts` is no scalar: "
-        "put a scalar metric first, or name one by `score_name`"
+        "`Measured.create_metrics`: the score `val/parts` is no scalar, or "
+        "`update_metrics` has not updated it: put a scalar metric first, or name one by "
+        "`score_name`"
     )
 
 

@@ -265,6 +265,23 @@ def test_processes_average_the_gradients_of_what_is_stepped(monkeypatch):
     assert frozen.grad is None
 
 
+class Explodes(Adversaries):
+    """Its seventh batch has no finite loss."""
+
+    def judge(self, points: Tensor, real: bool) -> Tensor:
+        loss = super().judge(points, real)
+        seventh = self.trainer.training and self.trainer.fit_loop.total_batch_idx == 6
+        return loss * float("nan") if seventh else loss
+
+
+def test_after_a_loss_that_is_not_finite_all_go_back(run, config, sessions):
+    flags = ("--model=test_optimising.Explodes", "--on_non_finite=skip", "--trainer.max_steps=12")
+    out = of(run, config, *flags)
+    assert "weights and optimiser go back to iteration 5, the batches since then are skipped" in out
+    last = torch.load(sessions()[0] / "checkpoints/last.ckpt")
+    assert all(weight.isfinite().all() for weight in last["state_dict"].values())
+
+
 class NoStep(Adversaries):
     training_step = BaseModule.training_step
 
@@ -287,6 +304,13 @@ class NotALoss(Adversaries):
 class ReturnsNothing(Adversaries):
     def training_step(self, batch: dict, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
+
+
+class NeverSteps(Adversaries):
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        for optimiser in self.optimiser.values():
+            optimiser.step()  # Lightning sees only those of `self.optimizers()`
+        return self.judge(batch["x"], real=True)
 
 
 class OneOnly(TinyModule):
@@ -321,6 +345,12 @@ class OneOnly(TinyModule):
             ("ReturnsNothing",),
             "`ReturnsNothing.training_step` returned None, not a scalar tensor or a dict of them: "
             "only an evaluation may have no loss",
+        ),
+        (
+            ("NeverSteps",),
+            "`NeverSteps.training_step` has stepped no optimiser in 100 batches, and an iteration "
+            "is a batch that has: call `self.optimise(NAME, loss)` in it, or the steps of "
+            "`self.optimizers()`",
         ),
         (
             ("OneOnly",),

@@ -27,7 +27,7 @@ class ErrorOfOne(TinyModule):
     def create_metrics(self) -> None:
         self.train_metrics = MetricCollection({"error": MeanSquaredError()})
         self.val_metrics = MetricCollection({"error": MeanSquaredError()})
-        self.own = MeanMetric()
+        self.own = torch.nn.ModuleDict({"mean": MeanMetric()})
 
     def update_metrics(self, metrics, batch: dict, output: Tensor) -> None:
         assert output.dtype == batch["x"].dtype == torch.float32

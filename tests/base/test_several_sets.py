@@ -224,6 +224,12 @@ class PredictSets(SeveralData):
         self.predict_dataset = self.val_dataset
 
 
+class ListOfSets(SeveralData):
+    def create_data(self) -> None:
+        super().create_data()
+        self.val_dataset = [*self.val_dataset.values()]
+
+
 class EmptySet(SeveralData):
     def create_data(self) -> None:
         super().create_data()
@@ -235,8 +241,13 @@ class EmptySet(SeveralData):
     [
         (
             "TrainSets",
-            "`self.train_dataset` of `TrainSets` is a dict of datasets: only `val_dataset` and "
-            "`test_dataset` may be one",
+            "`self.train_dataset` of `TrainSets` is a dict of datasets: `val_dataset` and "
+            "`test_dataset` may be a dict of them by name, the others one dataset",
+        ),
+        (
+            "ListOfSets",
+            "`self.val_dataset` of `ListOfSets` is a list of datasets: `val_dataset` and "
+            "`test_dataset` may be a dict of them by name, the others one dataset",
         ),
         (
             "EmptySet",

@@ -1,12 +1,14 @@
 import pytest
 import torch
-from conftest import TinyModule
+from conftest import TinyModule, run_process
 from lightning.pytorch.callbacks import Callback
 from tiny import logged, same, settings, weights
 from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lightning_trainer.checkpoints.beginning import take_weights
 
+STRATEGIES = "lightning.pytorch.strategies"
 SHORT = ("--trainer.max_steps", 2, "--trainer.val_check_interval", 1)
 
 
@@ -164,6 +166,30 @@ def test_averages_of_lightning_find_the_model(run, config, kind):
     more = (*more, "--trainer.max_epochs", 2) if more else ()
     code, _, err = run("fit", "--config", config, *SHORT, *added, *more)
     assert code == 0, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "sharded"])
+def test_several_processes_begin_with_the_weights(config, half, sessions, tmp_path, kind):
+    flags = ["--trainer.devices=2", "--model.learning_rate=0", "--trainer.limit_val_batches=0"]
+    if kind == "sharded":
+        strategy = f"{{class_path: {STRATEGIES}.ModelParallelStrategy}}"
+        flags += ["--model=test_pair.ShardedModule", f"--trainer.strategy={strategy}"]
+        flags += ["--trainer.strategy.data_parallel_size=2"]
+        flags += ["--trainer.strategy.tensor_parallel_size=1"]
+    done = run_process("fit", "--config", config, "--init_from", half, *SHORT, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Weights: ") == 1
+    [session] = sessions()
+    last = session / "checkpoints/last.ckpt"
+    if kind == "sharded":
+        dcp_to_torch_save(last, tmp_path / "whole.pt")
+        last = tmp_path / "whole.pt"
+    begun, there = torch.load(last)["state_dict"], weights(half, "best")
+    assert len(begun) >= 6
+    assert all(
+        torch.equal(t, there[n]) for n, t in begun.items() if "running" not in n and "num" not in n
+    )
 
 
 def nets():

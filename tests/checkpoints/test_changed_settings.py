@@ -252,7 +252,8 @@ def test_another_number_of_groups_is_refused_with_the_reason(run, config, sessio
     assert code == 1
     assert err.splitlines()[-1] == (
         "error: the checkpoint's optimiser is AdamW over groups of [6] tensors, `create_optimiser` "
-        "makes AdamW over groups of [3, 3] tensors: keep it as it was, or start a new session"
+        "makes AdamW over groups of [3, 3] tensors: keep it as it was, or begin a new "
+        "session with its weights by `--init_from`"
     )
 
 
@@ -267,5 +268,6 @@ def test_another_optimiser_is_refused_with_both_named(run, config, sessions, mon
     assert code == 1
     assert err.splitlines()[-1] == (
         "error: the checkpoint's optimiser is Adam over groups of [6] tensors, `create_optimiser` "
-        "makes SGD over groups of [6] tensors: keep it as it was, or start a new session"
+        "makes SGD over groups of [6] tensors: keep it as it was, or begin a new "
+        "session with its weights by `--init_from`"
     )

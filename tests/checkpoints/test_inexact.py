@@ -28,6 +28,18 @@ def inexact(text: str) -> list[str]:
     return [line for line in text.splitlines() if "not bitwise exact" in line]
 
 
+def test_a_stream_without_a_length_needs_a_number_of_iterations(run, config):
+    flags = ("--data=test_inexact.StreamData", "--trainer.max_steps=-1", "--trainer.max_epochs=2")
+    code, _, err = run("fit", "--config", config, *flags)
+    assert (code, err) == (
+        1,
+        "error: `trainer.max_epochs` is 2, but the training loader has no length, which says where "
+        "an epoch ends: give `--trainer.max_steps N`, or its batches by "
+        "`--trainer.limit_train_batches N`\n",
+    )
+    assert run("fit", "--config", config, *flags, "--trainer.limit_train_batches=3")[0] == 0
+
+
 def test_a_loader_that_starts_from_its_beginning_is_told_once(run, config, sessions):
     flags = ("--data=test_inexact.StreamData", "--trainer.max_steps=7")
     code, _, err = run("fit", "--config", config, *flags)

@@ -124,6 +124,14 @@ def test_scores_of_other_names_and_directions_are_sorted_by_themselves(
     assert "  mae (min)  " in table and "  other  " in table
 
 
+def test_a_small_score_has_four_digits_in_the_table(run, tmp_path):
+    for second, best in enumerate((3.35e-05, 0.0, 0.05)):
+        score = {"name": "val/error", "mode": "min", "best": best, "iteration": 5}
+        make_session(tmp_path, "a", second=second, run={"score": score})
+    out = run("sessions", tmp_path)[1]
+    assert all(f"  {shown}  " in out for shown in ("3.350e-05", "0.0000", "0.0500"))
+
+
 def test_the_tag_filters(run, experiments):
     _, out, _ = run("sessions", experiments, "--tag", "ba", "--format", "csv")
     assert tags(out) == ["base", "bad"]

@@ -122,6 +122,14 @@ def test_advice_about_data_is_given_where_it_takes_more_than_a_third(
     assert out.count("waiting for data") == told
 
 
+def test_advice_about_a_loader_of_a_projects_own_is_what_helps_there(run, config, script):
+    script.fetch_s = 0.5
+    own = ("--data=scripted.OwnLoaderData", "--trainer.max_steps=5")
+    code, out, err = run("fit", "--config", config, *PROJECT, *own)
+    assert code == 0, err
+    assert "waiting for data: let the loader that\n`train_dataloader` returns fetch in more" in out
+
+
 def test_the_number_of_parameters_is_told_once(run, config):
     flags = ("--model=test_summary.HalfFrozenModule", "--trainer.max_steps=12")
     code, out, err = run("fit", "--config", config, *flags)

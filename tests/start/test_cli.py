@@ -298,7 +298,9 @@ def test_the_command_line_is_recorded_and_the_summary_can_be_pasted(process):
 def test_the_first_line_of_a_config_is_the_command_that_runs_it(run, monkeypatch, path):
     monkeypatch.chdir(ROOT)
     first = path.read_text().splitlines()[0]
-    assert first == f"# python cli.py fit --config configs/{path.name}"
-    code, out, err = run(*shlex.split(first)[3:], "--print_config")
+    command, _, weights = first.partition(" --init_from ")
+    assert command == f"# python cli.py fit --config configs/{path.name}"
+    assert bool(weights) == (path.stem == "finetune")
+    code, out, err = run(*shlex.split(command)[3:], "--print_config")
     assert code == 0, err
     assert yaml.safe_load(out)["tag"] == path.stem

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import BaseModule, TinyData, TinyDataset, TinyModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MeanSquaredError, Metric
+from torchmetrics import MeanMetric, MeanSquaredError, Metric, MetricCollection
 
 HERE = re.escape(str(Path(__file__)))
 
@@ -107,7 +107,71 @@ class ReturnsText(TinyModule):
         return "done"
 
 
+class Detached(TinyModule):
+    def forward_loss(self, batch: dict, output: Tensor) -> Tensor:
+        return super().forward_loss(batch, output.detach())
+
+
+class ReturnsPair(TinyModule):
+    def forward_loss(self, batch: dict, output: Tensor) -> tuple:
+        return super().forward_loss(batch, output), output, batch
+
+
+class NeverUpdates(TinyModule):
+    def update_metrics(self, metrics, batch: dict, output: Tensor) -> None:
+        """Forgets to."""
+
+
+class Doubles(TinyDataset):
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        return sample | {"x": sample["x"].double()}
+
+
+class DoublesData(TinyData):
+    def create_data(self) -> None:
+        self.train_dataset = self.val_dataset = Doubles()
+
+
+class FromOneData(TinyData):
+    def create_data(self) -> None:
+        self.train_dataset = [{**TinyDataset()[i], "label": 2} for i in range(8)]
+        self.val_dataset = self.train_dataset
+
+
+class NoLoaderData(TinyData):
+    def train_dataloader(self):
+        return lambda: None
+
+
+class OneLossForTwo(TinyModule):
+    def create_optimiser(self) -> None:
+        self.optimiser = [torch.optim.SGD(self.model.parameters(), 0.1) for _ in range(2)]
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        loss = self.forward_loss(batch, self.forward_model(batch)).square()
+        self.optimise(0, loss)
+        self.optimise(1, loss)
+        return loss
+
+
 MISTAKES = {
+    "a detached loss": (
+        ("Detached", "conftest.TinyData"),
+        r"element 0 of tensors does not require grad .*: the loss depends on no weight that is "
+        r"trained. Is what it is made of detached, or is every weight frozen\?",
+    ),
+    "a loss and more": (
+        ("ReturnsPair", "conftest.TinyData"),
+        r"`ReturnsPair.forward_loss` returned a tuple of 3, not a scalar tensor or a dict of them: "
+        r"return the loss alone, or losses as a dict by name",
+    ),
+    "no update": (
+        ("NeverUpdates", "conftest.TinyData"),
+        r"`NeverUpdates.create_metrics`: the score `val/accuracy` is no scalar, or "
+        r"`update_metrics` has not updated it: put a scalar metric first, or name one by "
+        r"`score_name`",
+    ),
     "no label": (
         ("MaskedModule", "MaskedData"),
         r'`MaskedModule.update_metrics` is not overridden, and reads "label" of a batch that is a '
@@ -152,6 +216,28 @@ MISTAKES = {
         ("CountsNothing", "conftest.TinyData"),
         r"`CountsNothing.count_examples` returned None: return the number of examples in the batch",
     ),
+    "a loss for two optimisers": (
+        ("OneLossForTwo", "conftest.TinyData"),
+        rf"Trying to backward through the graph a second time .* \(in `training_step`, {HERE}, "
+        r"line \d+\)\. Give each optimiser a loss of its own, made of what is detached from the "
+        r"others; or, for one loss, one optimiser with groups of parameters",
+    ),
+    "numbers of numpy": (
+        ("conftest.TinyModule", "DoublesData"),
+        r"mat1 and mat2 must have the same dtype, but got Double and Float \(in `forward_model`, "
+        r".*conftest.py, line \d+\)\. Numbers of numpy are float64: let the dataset give float32, "
+        r"e.g. by `.float\(\)`",
+    ),
+    "labels from one": (
+        ("conftest.TinyModule", "FromOneData"),
+        r"Target 2 is out of bounds. \(in `forward_loss`, .*, line \d+\)\. Classes count from 0: "
+        r"is the last label less than the model's outputs\?",
+    ),
+    "no loader": (
+        ("conftest.TinyModule", "NoLoaderData"),
+        r"An invalid dataloader was returned from `NoLoaderData.train_dataloader\(\)`. Found .*\. "
+        r"Return what can be iterated over",
+    ),
     "a step that returns a text": (
         ("ReturnsText", "conftest.TinyData"),
         r"In automatic optimization, `training_step` must return a Tensor, a dict, or None .*",
@@ -170,6 +256,24 @@ def test_a_likely_mistake_is_one_line(run, config, mistake):
     code, _, err = run("fit", "--config", config, *classes, *flags)
     assert code == 1
     assert re.fullmatch(f"error: {message}\n", err), err
+
+
+class ForgetsOne(TinyModule):
+    def create_metrics(self) -> None:
+        super().create_metrics()
+        self.val_metrics = MetricCollection({"accuracy": self.val_metrics, "mae": MeanMetric()})
+
+    def update_metrics(self, metrics, batch: dict, output: Tensor) -> None:
+        metrics = metrics["accuracy"] if metrics is self.val_metrics else metrics
+        metrics.update(output, batch["label"])
+
+
+def test_a_metric_that_is_never_updated_is_told_once(run, config, recwarn):
+    flags = ("--model=test_likely.ForgetsOne", "--trainer.max_steps=4")
+    assert run("fit", "--config", config, *flags, "--trainer.val_check_interval=2")[0] == 0
+    assert [str(w.message) for w in recwarn if "mae" in str(w.message)] == [
+        "`val_metrics` has mae, which the log leaves out: let `ForgetsOne.update_metrics` update it"
+    ]
 
 
 def test_a_batch_may_have_any_structure_that_the_hooks_read(run, config, sessions):

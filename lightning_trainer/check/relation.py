@@ -26,7 +26,9 @@ def find_no_relation(project: Project) -> Iterator[Finding]:
     if project.once("progress", lambda: 1.0) < 0.3:
         raise CannotCheck("not even one batch is learned, see `learning`")
     agreement = _agreement_of_neighbours(project)
-    if agreement and agreement[1] > 3:
+    if agreement is None:  # a short training alone proves too little
+        raise CannotCheck("no target is one number a sample, beside inputs of one shape")
+    if agreement[1] > 3:
         return
     trained = _train(project)
     if trained is None:
@@ -34,9 +36,7 @@ def find_no_relation(project: Project) -> Iterator[Finding]:
     n, best, constant = trained
     worse = best > 0.99 * constant if constant > 0 else best > constant
     if worse:
-        near = (
-            f"; neighbours' targets agree to {agreement[0]:.3f}, as by chance" if agreement else ""
-        )
+        near = f"; neighbours' targets agree to {agreement[0]:.3f}, as by chance"
         yield hint(
             "unrelated",
             f"after {n} iterations the loss on validation data was at best {best:.4g}, a constant "

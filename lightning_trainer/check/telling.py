@@ -42,14 +42,14 @@ def _format_needs(needs: Needs) -> list[str]:
     """What a run needs, a line for each part that is known."""
     rows: dict[str, str] = {}
     if needs.update_ms is not None:
-        data = ", ".join(f"{ms:.3g} with {n}" for n, ms in needs.data_ms.items())
-        text = f"{needs.update_ms:.3g} ms; data {data} workers, each batch" if data else ""
-        rows["update"] = text or f"{needs.update_ms:.3g} ms"
+        data = ", ".join(f"{_ms(ms)} with {n}" for n, ms in needs.data_ms.items())
+        text = f"{_ms(needs.update_ms)} ms; data {data} workers, each batch" if data else ""
+        rows["update"] = text or f"{_ms(needs.update_ms)} ms"
     if needs.workers is not None:
         rows["take"] = f"`--data.n_workers {needs.workers}`"
     if needs.iteration_ms and needs.run_s is not None:
         n = f"{needs.n_iterations:,.0f}"
-        rows["run"] = f"{n} iterations of {needs.iteration_ms:.3g} ms: {_duration(needs.run_s)}"
+        rows["run"] = f"{n} iterations of {_ms(needs.iteration_ms)} ms: {_duration(needs.run_s)}"
     if needs.validation_s is not None and needs.first_validation is not None:
         first = needs.first_validation
         after = (
@@ -67,6 +67,10 @@ def _format_needs(needs: Needs) -> list[str]:
     for title, text in rows.items():
         lines += textwrap.wrap(f"    {title:10} {text}", _WIDTH, subsequent_indent=" " * 15)
     return lines
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def _duration(seconds: float) -> str:

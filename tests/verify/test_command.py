@@ -62,7 +62,6 @@ def test_an_exact_project_is_equal_after_kills_and_leaves_nothing(run, config, k
     assert "train without interruption" in out
     assert "ended at iteration 20; train again, with 4 kills" in out
     assert out.count("killed at iteration") == 4
-    assert out.count("in its validation; goes on") >= 1  # a busy machine kills late
     patterns = (
         r"Killed at iteration \d+.*; at iteration \d+.*; .*\.",
         r"EQUAL: bitwise as if it had never been killed\.",

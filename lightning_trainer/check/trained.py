@@ -47,9 +47,11 @@ def _dead_units(project: Project) -> Iterator[Finding]:
                 zeros[name] = min(dead, zeros.get(name, 1.0))
 
             handles.append(layer.register_forward_hook(note))
-    project.forward(project.batch("train", 64), training=False, grad=False)
-    for handle in handles:
-        handle.remove()
+    try:
+        project.forward(project.batch("train", 64), training=False, grad=False)
+    finally:
+        for handle in handles:
+            handle.remove()
     dead = [name for name, share in zeros.items() if share > 0.98]
     if dead:
         yield certain(

@@ -1,5 +1,6 @@
 """Small healthy projects of four kinds; a case changes one of them in one place."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -44,8 +45,9 @@ class CaseData(BaseDataModule):
     def __init__(self, batch_size: int = 32, n_workers: int = 0) -> None:
         super().__init__(batch_size, n_workers)
 
+    @abstractmethod
     def columns(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """Of all samples, (N, ...) by key."""
 
     def create_data(self) -> None:
         columns = self.columns()

@@ -80,12 +80,14 @@ def _first_place(project: Project, replaced: int) -> str:
 
             handles.append(layer.register_forward_hook(note))
     runs = []
-    for batch in (_batch(project), _batch(project, replaced)):
-        calls.clear()
-        project.forward(batch, training=False, grad=False)
-        runs.append([*calls])
-    for handle in handles:
-        handle.remove()
+    try:
+        for batch in (_batch(project), _batch(project, replaced)):
+            calls.clear()
+            project.forward(batch, training=False, grad=False)
+            runs.append([*calls])
+    finally:
+        for handle in handles:
+            handle.remove()
     for (title, x, y), (_, other_x, other_y) in zip(*runs, strict=False):
         for value in x.values():
             if value.ndim > 1 and value.shape[0] != _SIZE and _SIZE in value.shape:

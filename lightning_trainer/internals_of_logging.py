@@ -66,7 +66,8 @@ def call_after_batch(trainer: pl.Trainer, hook: Callable[[], None]) -> Callable[
     log = connector.update_train_step_metrics
 
     def log_and_call() -> None:
-        log()
+        if trainer._results:  # else it finds nothing to log, after some 20 calls
+            log()
         hook()
 
     connector.update_train_step_metrics = log_and_call

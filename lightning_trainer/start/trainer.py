@@ -46,6 +46,7 @@ def run_state(
         config.save_minutes,
         config.on_non_finite,
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,
+        fast_loop=config.fast_loop,
         is_guest=is_guest,
         is_sessions_own=not is_guest and request.records,
         restored_iteration=restart.iteration if restart else 0,

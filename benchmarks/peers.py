@@ -10,7 +10,6 @@ system has one, and a line every 100 iterations.
 import argparse
 import contextlib
 import os
-import statistics
 import tempfile
 import time
 import warnings
@@ -251,7 +250,9 @@ def layer(folder: str, *more: str) -> None:
     flags = ["--model=peers.RowsModule", "--data=peers.RowsData", "--trainer.accelerator=cpu"]
     flags += [f"--trainer.devices={N_DEVICES}", f"--trainer.max_steps={N_STEPS}", *more]
     flags += [f"--trainer.log_every_n_steps={EVERY}", f"--trainer.val_check_interval={N_STEPS}"]
-    run_trainer(["fit", *flags, "--trainer.callbacks+=peers.ClockCallback", f"--output_path={folder}"])
+    run_trainer(
+        ["fit", *flags, "--trainer.callbacks+=peers.ClockCallback", f"--output_path={folder}"]
+    )
 
 
 def systems() -> dict[str, Callable[[str], None]]:
@@ -281,15 +282,13 @@ def measure(folder: str, n_rounds: int) -> None:
     things = {name: (lambda t=train: step_s(t)) for name, train in peers.systems().items()}
     values = alternate(things, n_rounds)
     if RANK == 0:
-        first = values["plain loop"]
-        rounds = [statistics.median(v) / statistics.median(first) for v in values.values()]
-        assert rounds
         intro = (
             f"A network of 74 weights with batch norm and dropout, {BATCH} samples a batch and "
-            f"process, {N_STEPS} iterations, {n_rounds} runs of each in turn, one thread each; the "
-            f"first {WARM_UP} iterations are left out. All have the metric, all but one TensorBoard, "
-            f"and but for Lightning a line every {EVERY}. The layer has besides: session, log, csv, "
-            "checkpoints, a seed for each sample and step, checks for numbers that are not finite."
+            f"process, {N_STEPS} iterations, {n_rounds} runs of each in turn, one thread each; "
+            f"without the first {WARM_UP} iterations. All have the metric, all but one "
+            f"TensorBoard, and all but Lightning a line every {EVERY}. The layer has besides: "
+            "session, log, csv, checkpoints, a seed for each sample and step, a look for numbers "
+            "that are not finite."
         )
         title = f"A step beside other systems, {N_DEVICES} process{'es' * (N_DEVICES > 1)}"
         report(title, f"{intro}\n\n{spread(values, 'us', 1e6)}")

@@ -196,7 +196,12 @@ class SeededDataset(Dataset[Any]):
             left_alone = [name for name in _FIRST if name not in self._drawn]
             for name in left_alone:
                 _SEED[name](_PROBE)
-            samples = [self._read(*each) for each in zip(keys, seeds, strict=True)]
+            samples = []
+            for key, seed in zip(keys, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                for name in self._drawn:
+                    _SEED[name](seed)
+                samples.append(self.dataset[key % self._n_samples])
             drawn = [name for name in left_alone if _DRAW[name]() != _FIRST[name]]
             if not drawn:
                 break
@@ -205,12 +210,6 @@ class SeededDataset(Dataset[Any]):
             for name in left_alone:
                 _SEED[name](seeds[-1])
         return samples
-
-    def _read(self, key: int, seed: int) -> Any:
-        torch.default_generator.manual_seed(seed)
-        for name in self._drawn or ():
-            _SEED[name](seed)
-        return self.dataset[key % self._n_samples]
 
     def _fetch_batch(self, keys: list[int]) -> Any:
         seed_generators(derive_seed(self.seed, "sample", keys[0]))

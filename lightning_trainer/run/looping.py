@@ -3,7 +3,6 @@
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_trainer.internals_of_steps import DirectLoop, why_lightnings
 from lightning_trainer.run.state import RunCallback
@@ -21,5 +20,5 @@ class ChooseLoop(RunCallback):
         reason = why_lightnings(trainer)
         if not reason:
             self.run.at_end(DirectLoop(trainer).install())
-        elif rank_zero_only.rank == 0:
+        elif trainer.is_global_zero:
             print(f"Training loop: Lightning's, which is slower: {reason}", flush=True)

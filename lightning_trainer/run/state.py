@@ -101,7 +101,7 @@ class LossSum:
         if since != self._since:
             self._sum.zero_()
             self._n_batches, self._since = 0, since
-        self._sum.add_(loss.reshape(()), alpha=scale)
+        self._sum.add_(loss.reshape(()) if loss.ndim else loss, alpha=scale)
         self._n_batches += 1
 
     def total(self, since: int) -> tuple[float, int]:

@@ -386,7 +386,9 @@ class Drawing(Noise):
 
 
 @pytest.mark.parametrize("since", [0, 1, 9, 13])
-@pytest.mark.parametrize("names", [(), *[(name,) for name in DRAWS], ("python", "numpy"), (*DRAWS,)])
+@pytest.mark.parametrize(
+    "names", [(), *[(name,) for name in DRAWS], ("python", "numpy"), (*DRAWS,)]
+)
 def test_read_by_batches_the_samples_are_those_that_are_read_alone(names, since):
     alone, dataset = (SeededDataset(Drawing(names, since), SEED) for _ in range(2))
     for start in range(0, 40, 8):

@@ -94,6 +94,7 @@ def describe_environment(command: str, n_processes: int, sessions: Path) -> dict
     }
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

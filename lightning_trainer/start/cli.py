@@ -20,7 +20,7 @@ from lightning_trainer.internals import root_cause, set_timeout
 from lightning_trainer.internals_of_hooks import skip_empty_hooks
 from lightning_trainer.internals_of_loading import load_safely
 from lightning_trainer.run.state import RunState
-from lightning_trainer.session.environment import shown_command
+from lightning_trainer.session.environment import is_first_process, shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secret_forms import known_forms
@@ -35,7 +35,7 @@ from lightning_trainer.start.failure import (
     report_failure,
 )
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
-from lightning_trainer.start.launch import is_first_process, random_seed
+from lightning_trainer.start.launch import random_seed
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
 from lightning_trainer.start.parser import (
     AS_SETTINGS,

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -21,12 +20,12 @@ from lightning_trainer.internals import root_cause, set_timeout
 from lightning_trainer.internals_of_hooks import skip_empty_hooks
 from lightning_trainer.internals_of_loading import load_safely
 from lightning_trainer.run.state import RunState
-from lightning_trainer.session.environment import shown_command
+from lightning_trainer.session.environment import is_first_process, shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secret_forms import known_forms
 from lightning_trainer.session.secrets import secret_texts
-from lightning_trainer.session.settings import dump_settings
+from lightning_trainer.session.settings import dump_settings, read_settings
 from lightning_trainer.session.terminal import keep_log
 from lightning_trainer.start.defaults import config_texts, hyper_parameters, left_out, storable
 from lightning_trainer.start.failure import (
@@ -36,9 +35,14 @@ from lightning_trainer.start.failure import (
     report_failure,
 )
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
-from lightning_trainer.start.launch import is_first_process, random_seed
+from lightning_trainer.start.launch import random_seed
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
-from lightning_trainer.start.parser import SESSION_OPTIONS, SessionParser, parser_arguments
+from lightning_trainer.start.parser import (
+    AS_SETTINGS,
+    SESSION_OPTIONS,
+    SessionParser,
+    parser_arguments,
+)
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
 from lightning_trainer.start.trainer import (
@@ -145,16 +149,14 @@ class SessionCLI(LightningCLI):
         # What a session folder holds must not name an address to read more from.
         set_parsing_settings(config_read_mode_fsspec_enabled=not stored)
         # Single options come last: they win over files.
+        self.parser.refuses_null = True
         self.config = self.parser.parse_args([line.command, *files, *line.others])
-        try:
-            self.parser.validate(self.config, skip_unset=False)  # parsing lets null through
-        except TypeError as ex:
-            self.parser.error(str(ex), ex)
 
     def _resolved(self) -> dict[str, Any]:
         """Every setting as plain types, with secrets."""
-        dumped = self.parser.dump(storable(self.config), skip_unset=False, skip_validation=True)
-        settings: dict[str, Any] = yaml.safe_load(dumped)[self.config.subcommand]
+        how: dict[str, Any] = {"format": AS_SETTINGS, "skip_unset": False, "skip_validation": True}
+        dumped = self.parser.dump(storable(self.config), **how)
+        settings: dict[str, Any] = read_settings(dumped)[self.config.subcommand]
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 
     def before_instantiate_classes(self) -> None:

@@ -1,8 +1,8 @@
 """The projects in which `benchmarks/check.py` plants mistakes, and ways to plant one."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,18 +35,20 @@ class Kind:
     model_args: dict[str, Any]
     data_args: dict[str, Any]
     trainer: dict[str, Any]
+    callbacks: list[type]  # which the check leaves out
 
 
 def load(name: str) -> Kind:
     config = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text())
 
     def found(part: str) -> tuple[type, dict[str, Any]]:
-        place, _, attribute = config[part]["class_path"].rpartition(".")
-        return getattr(importlib.import_module(place), attribute), config[part].get("init_args", {})
+        return resolve_name(config[part]["class_path"]), config[part].get("init_args", {})
 
     (module, model_args), (data, data_args) = found("model"), found("data")
     trainer = {key: value for key, value in config["trainer"].items() if key != "callbacks"}
-    return Kind(module, data, model_args, data_args, trainer)
+    callbacks = config["trainer"].get("callbacks") or []
+    classes = [resolve_name(callback["class_path"]) for callback in callbacks]
+    return Kind(module, data, model_args, data_args, trainer, classes)
 
 
 def check(kind: Kind, names: Any = tuple(CHECKS), seed: int = 0) -> CheckReport:
@@ -55,7 +57,8 @@ def check(kind: Kind, names: Any = tuple(CHECKS), seed: int = 0) -> CheckReport:
     settings |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     trainer = pl.Trainer(**settings)
     checks = {name: CHECKS[name] for name in CHECKS if name in names}
-    return inspect(trainer, kind.module(**kind.model_args), kind.data(**kind.data_args), checks)
+    module, data = kind.module(**kind.model_args), kind.data(**kind.data_args)
+    return inspect(trainer, module, data, checks, kind.callbacks)
 
 
 MUTATIONS: dict[str, tuple[set[str], Callable[[Kind], None]]] = {}

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
 
@@ -55,7 +54,7 @@ class CheckCLI(SessionCLI):
         if config.matmul_precision:
             torch.set_float32_matmul_precision(config.matmul_precision)
         self.notes = _take_one_device(config.trainer)
-        self._callbacks_act = _may_act(config.trainer.callbacks)
+        self._callback_classes = _classes_of(config.trainer.callbacks)
         if config.trainer.callbacks:
             self.notes.append("the callbacks of the config were left out")
         arguments = config.model.get("init_args") or {}
@@ -75,7 +74,7 @@ class CheckCLI(SessionCLI):
         return Inspection(
             self.loads,
             self.notes,
-            callbacks_act=self._callbacks_act,
+            left_out=self._callback_classes,
             output_path=self.config.fit.output_path,
         )
 
@@ -88,14 +87,9 @@ class CheckCLI(SessionCLI):
         return LightningCLI.instantiate_trainer(self, **own, **kwargs)
 
 
-def _may_act(callbacks: Any) -> bool:
-    """Whether a callback may freeze weights or give the optimiser more: a project's own may."""
+def _classes_of(callbacks: Any) -> list[type]:
     settings = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    for path in (setting.class_path for setting in settings):
-        is_known = path.startswith(("lightning.", "lightning_trainer."))
-        if not is_known or issubclass(resolve_name(path), BaseFinetuning):
-            return True
-    return False
+    return [resolve_name(setting.class_path) for setting in settings]
 
 
 def _take_one_device(trainer: Any) -> list[str]:

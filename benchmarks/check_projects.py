@@ -47,7 +47,8 @@ def load(name: str) -> Kind:
     (module, model_args), (data, data_args) = found("model"), found("data")
     trainer = {key: value for key, value in config["trainer"].items() if key != "callbacks"}
     callbacks = config["trainer"].get("callbacks") or []
-    classes = [resolve_name(callback["class_path"]) for callback in callbacks]
+    paths = [each if isinstance(each, str) else each["class_path"] for each in callbacks]
+    classes = [resolve_name(path) for path in paths]
     return Kind(module, data, model_args, data_args, trainer, classes)
 
 

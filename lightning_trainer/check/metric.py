@@ -65,7 +65,7 @@ def find_wrong_metric(project: Project) -> Iterator[Finding]:
         if found or any(_is_square(t, size) for t in tensors_in(output).values()):
             return
         yield from _not_a_number(project, batch, output, others[0])
-        if loss is None or _is_mean(project, batch, others[0], size):
+        if loss is None or _is_mean(project, batch, others[1], size):
             yield from _mean_of_batches(project, batch, others[0], size)
         yield from _at_ideal(project, batch, with_graph, output)
 
@@ -160,7 +160,7 @@ def _is_mean(project: Project, batch: Any, output: Any, size: int) -> bool:
             losses.append(float(project.loss(*own)))
     except _REFUSED:
         return False
-    return math.isclose(losses[0], (losses[1] + losses[2]) / 2, rel_tol=2e-3)
+    return math.isclose(losses[0], (losses[1] + losses[2]) / 2, rel_tol=1e-4)
 
 
 def _cut(tensor: Tensor, part: slice, size: int) -> Tensor:

@@ -42,8 +42,10 @@ def _equal_units(project: Project, start: AtStart) -> Iterator[Finding]:
     for name, layer in project.module.named_modules():
         if isinstance(layer, _LAYERS) and len(layer.weight) > 1:
             before = start.weights.get(id(layer.weight))
-            if before is None or torch.equal(before, layer.weight):
-                continue  # it is made from others, or not trained by these samples
+            if before is None or not layer.weight.requires_grad:
+                continue  # it is made from others
+            if torch.equal(before, layer.weight) and not bool(before.any()):
+                continue  # zeros that these samples do not train
             rows = layer.weight.detach().flatten(1)
             if rows.numel() and (rows - rows[:1]).abs().max() <= 1e-6 * rows.abs().max():
                 equal.append(name)

@@ -66,14 +66,12 @@ def _is_left_out(project: Project, mode: str, indices: list[int]) -> bool:
     with project.scratch():
         others = [i for i in project.order(mode)[:26] if i not in indices]
         batch = project.batch_of(mode, indices + others[: len(indices)])
-        if mode != "train" or not project.module.automatic_optimization:
+        if mode != "train":
             output, loss = project.forward(batch, training=False, grad=False)
             found = tensors_in({"output": output, "loss": loss})
         else:
-            loss = project.trained_loss(batch)
-            loss.backward()
-            grads = {i: p.grad for i, p in enumerate(project.module.parameters())}
-            found = tensors_in({"loss": loss, **{k: v for k, v in grads.items() if v is not None}})
+            loss = project.step(batch)
+            found = tensors_in({"loss": loss, **dict(project.module.named_parameters())})
         return all(bool(t.isfinite().all()) for t in found.values() if t.is_floating_point())
 
 

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from lightning_trainer.base.hook_checks import require_begun
 from lightning_trainer.check.inspection import Inspected, Inspection, quieten
 from lightning_trainer.check.limits import kept_generators
 from lightning_trainer.check.loaded import watched_loads
@@ -72,6 +73,7 @@ class CheckCLI(SessionCLI):
         """Without a search of tuner callbacks; weights may be loaded in `__init__`."""
         self.loads = self._stack.enter_context(watched_loads())
         super(SessionCLI, self).instantiate_classes()
+        require_begun(self.model, self.datamodule)
         quieten(self.model)
 
     def _beginning(self) -> BeginModel:

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.base.data import BaseDataModule
+from lightning_trainer.base.hook_checks import require_begun
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
@@ -206,6 +207,7 @@ class SessionCLI(LightningCLI):
             request = self._make_request()
             self.session.write_config(dump_settings(request.settings), secrets=request.secrets)
         super().instantiate_classes()
+        require_begun(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""

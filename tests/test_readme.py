@@ -15,6 +15,7 @@ FILES = {
     "config.yaml",
     "log.txt",
     "environment.yaml",
+    "packages.txt",
     "run.json",
     "metrics.csv",
     "curves.png",

@@ -1,5 +1,6 @@
 """Chooses and sorts the columns of the table of sessions."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -168,8 +169,17 @@ def _class_names(value: Any) -> str:
 
 
 def short_names(records: list[Record]) -> list[str]:
-    """The folders' names, without the prefix and, if all have the same, without the machine."""
+    """The folders' names, without the prefix and, if all have the same, without the machine.
+
+    Where sessions lie in several folders, e.g. in an archive, those below the first have theirs.
+    """
     matches = [NAME.fullmatch(record.path.name) for record in records]
     machines = {match["machine"] if match else None for match in matches}
     prefix = f"session_{machines.pop()}_" if len(machines) == 1 and all(matches) else "session_"
-    return [record.path.name.removeprefix(prefix) for record in records]
+    parents = [record.path.parent.absolute() for record in records]
+    top = os.path.commonpath(parents) if len({*parents}) > 1 else None
+    short = [record.path.name.removeprefix(prefix) for record in records]
+    return [
+        str(parent.relative_to(top) / name) if top else name
+        for parent, name in zip(parents, short, strict=True)
+    ]

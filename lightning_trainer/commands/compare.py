@@ -15,6 +15,7 @@ from lightning_trainer.commands.sessions import (
     terminal_width,
 )
 from lightning_trainer.commands.table import Column, format_table, show_text
+from lightning_trainer.session.imports import NAME
 from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 from lightning_trainer.session.record import Record
 
@@ -128,8 +129,9 @@ def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
 
 
 def _labels(records: list[Record]) -> list[str]:
-    """The unique tags; for sessions without one the names of their folders."""
-    tags, paths = [record.tag for record in records], [str(record.path) for record in records]
+    """The unique tags; for sessions without one, and renamed ones, the names of their folders."""
+    tags = [record.tag if NAME.fullmatch(record.path.name) else "" for record in records]
+    paths = [str(record.path) for record in records]
     pairs = zip(tags, short_names(records), strict=True)
     labels = [show_text(tag if tag and tags.count(tag) == 1 else name) for tag, name in pairs]
     return labels if len({*labels}) == len(labels) else paths

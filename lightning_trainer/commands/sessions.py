@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ _DESCRIPTION = """Lists all sessions of a folder, with the settings in which the
 
 The state is running (its process lives), finished, interrupted (by a signal, or killed; it can go
 on), failed (by an error) or damaged (a file in it can't be read: below the table stands which).
-Sessions in folders one level below are listed as well.
+Sessions in folders below are listed as well, moved and renamed ones too.
 """
+_DEEPEST = 3  # folders between the one that is given and the one with sessions
 _COLUMNS = """columns: session, tag, started, state, iterations, max_steps, score, mode (max if
 the highest score is best, or min), best, at (its iteration), examples_per_s, hours, commit (+:
 uncommitted changes), and options such as model.learning_rate, for short learning_rate
@@ -96,36 +98,37 @@ def _parser() -> CommandParser:
 
 
 def find_sessions(folder: Path) -> list[Path]:
-    """A session folder itself, or the session folders in a folder and one level below it.
+    """A session folder itself, or the session folders in a folder and three levels below it.
 
     Raises:
         OSError: If the folder is missing or can't be read.
     """
     try:
-        if is_session(folder):
-            return [folder]
-        inside = _folders(folder)
+        return [folder] if is_session(folder) else [*_sessions_in(folder, _DEEPEST)]
     except OSError as ex:
         raise OSError(
             f"{str(folder)!r} can't be read ({ex.strerror}): give the folder that holds the "
             "sessions, as `fit` has it in `--output_path`"
         ) from ex
-    found: list[Path] = []
+
+
+def _sessions_in(folder: Path, depth: int) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        inside = sorted(folder / entry.name for entry in entries if entry.is_dir())
     for path in inside:
         with contextlib.suppress(PermissionError):  # another user's folder
-            found += [path] if is_session(path) else filter(is_session, _folders(path))
-    return found
-
-
-def _folders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+            if is_session(path):
+                yield path
+            elif depth and not path.name.startswith("."):
+                yield from _sessions_in(path, depth - 1)
 
 
 def is_session(path: Path) -> bool:
     """Whether a folder has a session's name, or its files where it was renamed."""
-    files = ("config.yaml", "environment.yaml")
-    return bool(NAME.fullmatch(path.name)) or all(os.path.exists(path / name) for name in files)
+    if NAME.fullmatch(path.name):
+        return True
+    own, others = ("run.json", "environment.yaml"), ("config.yaml", "metrics.csv", "log.txt")
+    return all(any(os.path.exists(path / n) for n in names) for names in (own, others))
 
 
 def format_records(records: list[Record], form: str) -> str:

@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -223,7 +224,8 @@ class RunState:
         return cls._of_trainer[trainer]
 
 
-RULE = "-" * 82  # between the blocks of the log
+# Between the blocks of the log; no wider than a terminal.
+RULE = "-" * min(82, shutil.get_terminal_size((82, 24)).columns)
 
 
 class RunCallback(Callback):

@@ -8,6 +8,7 @@ from lightning_trainer.check.at_start import WarnOfMistakes
 from lightning_trainer.checkpoints.beginning import BeginModel
 from lightning_trainer.checkpoints.carried import KeepMetrics
 from lightning_trainer.checkpoints.changed_settings import ApplyChangedSettings
+from lightning_trainer.checkpoints.early import GoOnAfterEarlyStopping
 from lightning_trainer.checkpoints.finite import GuardAgainstNonFinite
 from lightning_trainer.checkpoints.inexact import WarnOfInexactRestart
 from lightning_trainer.checkpoints.logged import KeepLogged
@@ -54,6 +55,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         ValidationSchedule(run),  # before the log line, which shows the time left
         WarnOfLastBatch(run),  # after ValidationSchedule has counted the iterations
         ApplyChangedSettings(run),  # before the log line, which tells the learning rate
+        GoOnAfterEarlyStopping(run),  # before the first validation: any place would do
         WarnOfInexactRestart(run),  # before the first line of the run that goes on
         NameWaitingMetrics(run),  # watches one batch: any place would do
         PrintProgress(run),  # ends the step's time before others take theirs

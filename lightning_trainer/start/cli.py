@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.module import BaseModule
+from lightning_trainer.checkpoints.early import NotingTrainer
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
 from lightning_trainer.internals import root_cause, set_timeout
@@ -213,6 +214,7 @@ class SessionCLI(LightningCLI):
             arguments = search_arguments(run, config.trainer.callbacks)
             return super().instantiate_trainer(**arguments, **kwargs)
         own = trainer_arguments(config, run, self.request, self.is_guest)
+        self.trainer_class = NotingTrainer
         try:
             trainer = super().instantiate_trainer(**own, **kwargs)
         except TypeError as ex:  # Lightning takes any value for some of its keys

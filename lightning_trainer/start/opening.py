@@ -11,7 +11,12 @@ from typing import Any
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.checkpoint_header import reach
 from lightning_trainer.session.door import check_own_folder
-from lightning_trainer.session.environment import describe_environment, job_id, uncommitted_changes
+from lightning_trainer.session.environment import (
+    describe_environment,
+    installed_packages,
+    job_id,
+    uncommitted_changes,
+)
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.run_record import note_start
@@ -191,6 +196,7 @@ def record(session: Session, request: Request) -> None:
         describe_environment(request.typed, n, sessions),
         uncommitted_changes(sessions, request.secrets),
     )
+    changes += session.record_packages(installed_packages())
     changes += note_start(session.path, request.command)
     if changes:
         print("What differs from before:", *changes, sep="\n    ", flush=True)

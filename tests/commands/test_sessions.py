@@ -226,15 +226,35 @@ def test_nothing_in_a_folder_is_said_and_no_error(run, tmp_path):
 
 
 def test_what_is_no_session_is_ignored_and_one_below_or_renamed_is_not(run, experiments):
-    for name in (".hidden", "empty", "session_old", "sweep/deep/deeper"):
+    for name in (".hidden", "empty", "session_old"):
         experiments.joinpath(name).mkdir(parents=True)
     experiments.joinpath("session_node1_2024_02_29_12_00_09_file").touch()
     experiments.joinpath("config.yaml").write_text("tag: no session")
     make_session(experiments / "sweep", "below", second=3)
     make_session(experiments, "named", second=4).rename(experiments / "the_good_one")
+    archived = make_session(experiments / "archive/2024/march", "old", second=5)
+    make_session(experiments / "a/b/c/d", "too_deep", second=6)
+    make_session(experiments / ".trash", "hidden", second=7)
     _, out, _ = run("sessions", experiments, "--format", "csv")
-    assert tags(out) == ["base", "fast", "bad", "below", "named"]
-    assert "the_good_one  " in run("sessions", experiments)[1]
+    assert tags(out) == ["base", "fast", "bad", "below", "named", "old"]
+    table = run("sessions", experiments)[1]
+    assert "the_good_one  " in table
+    assert f"archive/2024/march/{archived.name.removeprefix('session_')}  " in table
+
+
+@pytest.mark.parametrize("lost", ["environment.yaml", "run.json", "config.yaml", "metrics.csv"])
+def test_a_renamed_session_is_known_by_what_it_holds(run, tmp_path, lost):
+    session = make_session(tmp_path, "known", rows=scores(0.5), run={})
+    session = session.rename(tmp_path / "renamed")
+    (session / lost).unlink()
+    assert "renamed" in run("sessions", tmp_path)[1]
+
+
+def test_a_folder_of_other_programs_logs_is_no_session(run, tmp_path):
+    (tmp_path / "logs").mkdir()
+    for name in ("metrics.csv", "log.txt", "config.yaml"):
+        (tmp_path / "logs" / name).touch()
+    assert run("sessions", tmp_path)[1] == ""
 
 
 def test_a_session_is_its_own_list(run, experiments):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
-from lightning_trainer.commands.registry import COMMANDS, HELP
+from lightning_trainer.commands.registry import COMMANDS, HELP, OF_SEEDS
 from lightning_trainer.session.imports import guarded_imports
 from lightning_trainer.session.utf8 import as_utf8
 
@@ -69,6 +69,8 @@ def _run(argv: list[str]) -> None:
     command = COMMANDS[line.command]
     if command.is_lightnings or line.command in ("check", "verify"):
         _check_config_files(line)
+    if line.command == "fit" and "--seeds" in (word.partition("=")[0] for word in line.others):
+        command = OF_SEEDS
     with guarded_imports():
         gc.disable()  # imports make little garbage; the search for it took a sixth of their time
         run = command.load()

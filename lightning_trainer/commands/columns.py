@@ -1,7 +1,7 @@
 """Chooses and sorts the columns of the table of sessions."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from lightning_trainer.session.record import Record
 from lightning_trainer.session.secrets import scrub
 
 # Settings that get no column of their own: another column has them, or they say nothing.
-_NOT_COMPARED = ("tag", "output_path", "ckpt_path", "weights_only", "trainer.max_steps")
+NOT_COMPARED = ("tag", "output_path", "ckpt_path", "weights_only", "trainer.max_steps")
 _ABSENT = object()
 
 
@@ -21,7 +21,7 @@ def differing(records: Iterable[Record]) -> list[str]:
     """The options with differing values, the project's first; skips sessions without settings."""
     known = [record.settings for record in records if record.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
-    found = [name for name in names if name not in _NOT_COMPARED and _differ(name, known)]
+    found = [name for name in names if name not in NOT_COMPARED and _differ(name, known)]
     groups = ("model.", "data.")
     return sorted(found, key=lambda name: [not name.startswith(group) for group in groups])
 
@@ -104,7 +104,8 @@ def score_of(record: Record) -> str | None:
     return f"{name} ({record.score_mode})" if name and record.score_mode else name
 
 
-def _number(score: float | None) -> str | None:
+def shown_number(score: float | None) -> str | None:
+    """A score as in tables; None if it is not known."""
     return None if score is None else format_number(score, 4)
 
 
@@ -120,16 +121,16 @@ def shown_columns(records: list[Record]) -> list[Column]:
         Column("state", [record.state for record in records], is_text=True),
         Column("iterations", [_iterations(record) for record in records]),
         Column("score", cells(map(score_of, records)), is_text=True),
-        Column("best", cells(_number(record.best_score) for record in records)),
+        Column("best", cells(shown_number(record.best_score) for record in records)),
         Column("at", cells(record.best_iteration for record in records)),
-        *(_option_column(records, option, options) for option in options),
-        Column("hours", cells(_clock(record.hours) for record in records)),
+        *option_columns(records, options),
+        Column("hours", cells(shown_clock(record.hours) for record in records)),
         Column("examples/s", cells((record.examples_per_s for record in records), ".1f")),
         Column("commit", cells(record.commit for record in records), is_text=True),
     ]
 
 
-def _clock(hours: float | None) -> str | None:
+def shown_clock(hours: float | None) -> str | None:
     """E.g. 1:02:03, with seconds for a test run's sake."""
     if hours is None:
         return None
@@ -142,21 +143,27 @@ def _iterations(record: Record) -> str:
     return f"{done}/{record.max_steps}" if record.max_steps else done
 
 
-def _option_column(records: list[Record], option: str, options: list[str]) -> Column:
-    """An option's column; its title is the option's last word where that is unique."""
-    last = option.rpartition(".")[2]
-    is_clear = sum(other.rpartition(".")[2] == last for other in options) == 1
+def option_columns(records: Sequence[Record], options: Sequence[str]) -> list[Column]:
+    """A column for each option; its title is the option's last word where that is unique."""
+    lasts = [option.rpartition(".")[2] for option in options]
+    return [
+        _option_column(records, option, last if lasts.count(last) == 1 else option)
+        for option, last in zip(options, lasts, strict=True)
+    ]
+
+
+def _option_column(records: Sequence[Record], option: str, title: str) -> Column:
     values = [scrub({option: record.settings.get(option, _ABSENT)})[option] for record in records]
     cells = ["-" if value is _ABSENT else show_value(value) for value in values]
     is_text = any(isinstance(value, str | list) for value in values)
-    is_class = last == "class_path"
+    is_class = option.endswith(".class_path")
     short = [
         _class_names([value] if is_class else value) or cell
         for value, cell in zip(values, cells, strict=True)
     ]
     if len({*short}) == len({*cells}):  # class names without their modules are unique
         cells = short
-    title = option.removesuffix(".class_path") if is_class else last if is_clear else option
+    title = option.removesuffix(".class_path") if is_class else title
     return Column(title, cells, is_text)
 
 

@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 from lightning_trainer.commands.columns import score_of, short_names, shown_columns
+from lightning_trainer.commands.groups import group_columns, group_sessions, mean_curves
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.sessions import (
     find_sessions,
-    format_records,
+    format_rows,
     tell_damage,
     terminal_width,
 )
+from lightning_trainer.commands.spread import describe_spread
 from lightning_trainer.commands.table import Column, format_table, show_text
 from lightning_trainer.session.imports import NAME
 from lightning_trainer.session.metrics_csv import Curve, MetricsReader
@@ -31,20 +33,28 @@ def compare(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         records = find_records(options.sessions, Path(options.folder))
+        groups, differ = group_sessions(records, options.over) if options.over else ([], [])
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
-    print(_side_by_side(records), end="", flush=True)
+    columns = group_columns(groups, differ) if groups else shown_columns(records)
+    labels = [group.label for group in groups] or _labels(records)
+    print(_side_by_side(labels, columns), *describe_spread(groups), sep="\n", flush=True)
     tell_damage(records)
     _tell_scores(records)
     try:
         curves = read_curves(records, options.number)
     except ValueError as ex:
         parser.error(str(ex))
+    spreads = None
+    if groups:
+        named = dict(zip(map(id, records), _labels(records), strict=True))
+        members = {g.label: [named[id(r)] for r in g.counted or g.records] for g in groups}
+        curves, spreads = mean_curves(curves, members)
     from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
 
     try:
         modes = {record.score_name: record.score_mode for record in records}
-        draw_curves(curves, options.smooth, options.output, None, modes)
+        draw_curves(curves, options.smooth, options.output, None, modes, spreads)
     except (OSError, ValueError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else ex
         parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
@@ -65,6 +75,13 @@ def _parser() -> CommandParser:
         "--folder",
         default="experiments",
         help="where tags and names are looked for (default: experiments)",
+    )
+    parser.add_argument(
+        "--over",
+        action="append",
+        metavar="SETTING",
+        help="one column and one curve for the sessions that differ only in it, e.g. "
+        "seed_everything; may be repeated",
     )
     parser.add_argument(
         "--number",
@@ -137,16 +154,14 @@ def _labels(records: list[Record]) -> list[str]:
     return labels if len({*labels}) == len(labels) else paths
 
 
-def _side_by_side(records: list[Record]) -> str:
-    """A column for each session, or a row where the columns are too wide for the terminal."""
-    rows = shown_columns(records)[1:]  # the label replaces the first
+def _side_by_side(labels: list[str], columns: list[Column]) -> str:
+    """A column for each label, or a row where the columns are too wide for the terminal."""
+    rows = columns[1:]  # the label replaces the first
     titles = Column("", [column.title for column in rows], is_text=True)
     cells = zip(*(column.cells for column in rows), strict=True)
-    turned = [
-        Column(label, list(column)) for label, column in zip(_labels(records), cells, strict=True)
-    ]
+    turned = [Column(label, list(column)) for label, column in zip(labels, cells, strict=True)]
     text, left_out = format_table([titles, *turned], terminal_width())
-    return format_records(records, "table") if left_out else text
+    return (format_rows([], columns, "table") if left_out else text).rstrip("\n")
 
 
 def _tell_scores(records: list[Record]) -> None:

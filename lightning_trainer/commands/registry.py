@@ -41,12 +41,16 @@ COMMANDS = {
     ),
 }
 
+# `fit` with the option `--seeds`.
+OF_SEEDS = Command("Trains with one seed after the other.", "commands.seeds:fit_seeds")
+
 HELP = """\
 usage: python cli.py COMMAND [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]
 
 Trains, tests and applies a project's model. Each run has a session folder.
 
     fit --config configs/digits.yaml             a new session
+    fit --config ... --seeds 0,1,2               a session for each seed; again: the unfinished ones
     fit --config ... --init_from PATH            a new session that begins with other weights
     fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
     test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
@@ -54,6 +58,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     verify --config configs/digits.yaml          proves that restarts of this project are exact
     new NAME                                     starts a project that trains at once
     sessions                                     a table of all sessions
+    sessions --over seed_everything              a row for each setting: mean and spread over seeds
     compare SESSION SESSION ...                  what differs, and their curves in one picture
 
 Any key of a config file is an option as well and wins over the file:

@@ -9,13 +9,15 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning_trainer.commands.columns import differing, row, shown_columns, sort
+from lightning_trainer.commands.groups import group_columns, group_rows, group_sessions
 from lightning_trainer.commands.options import CommandParser
-from lightning_trainer.commands.table import format_markdown, format_table, show_text
+from lightning_trainer.commands.spread import describe_spread
+from lightning_trainer.commands.table import Column, format_markdown, format_table, show_text
 from lightning_trainer.session.imports import NAME
 from lightning_trainer.session.record import (
     DAMAGED,
@@ -53,13 +55,19 @@ def sessions(argv: list[str]) -> int:
         records = [Record.read(path) for path in find_sessions(Path(options.folder))]
         records = [r for r in records if options.tag in r.tag and options.state in (None, r.state)]
         records = sort(records, options.sort)
+        groups, differ = group_sessions(records, options.over) if options.over else ([], [])
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
     if not records:
         state = f"{options.state} " if options.state else ""
         tagged = f" with {options.tag!r} in the tag" if options.tag else ""
         print(f"{options.folder} has no {state}sessions{tagged}", file=sys.stderr)
-    if records or options.format in ("csv", "json"):
+    if groups:
+        rows = [*group_rows(groups, differ)]
+        print(format_rows(rows, group_columns(groups, differ), options.format), end="")
+        if options.format in ("table", "markdown"):
+            print("", *describe_spread(groups), sep="\n")
+    elif records or options.format in ("csv", "json"):
         print(format_records(records, options.format), end="")
     tell_damage(records)
     return 0
@@ -84,6 +92,13 @@ def _parser() -> CommandParser:
         default="started",
         metavar="COLUMN",
         help="-COLUMN puts the highest first, -best the best of each score",
+    )
+    parser.add_argument(
+        "--over",
+        action="append",
+        metavar="SETTING",
+        help="one row for the sessions that differ only in it, e.g. seed_everything: mean, "
+        "standard deviation, best, worst; may be repeated",
     )
     parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
     states = (RUNNING, FINISHED, INTERRUPTED, FAILED, DAMAGED)
@@ -134,17 +149,25 @@ def is_session(path: Path) -> bool:
 def format_records(records: list[Record], form: str) -> str:
     """The sessions as "csv", "json", "markdown", or "table" (as wide as the terminal)."""
     options = differing(records)
-    rows = [row(record, options) for record in records]
+    rows = [row(record, options) for record in records or [Record(Path(), "", "")]]
+    return format_rows(rows[: len(records)], shown_columns(records), form, rows[0])
+
+
+def format_rows(
+    rows: list[dict[str, Any]],
+    columns: list[Column],
+    form: str,
+    names: Iterable[str] | None = None,
+) -> str:
+    """Rows for a program, or columns for a person, as `format_records`."""
     if form == "json":
         return json.dumps([_plain(values) for values in rows], indent=2, default=str) + "\n"
     if form == "csv":
         text = io.StringIO()
-        names = rows[0] if rows else row(Record(Path(), "", ""), ())
-        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer = csv.DictWriter(text, [*(names or rows[0])], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
-    columns = shown_columns(records)
     if form == "markdown":
         return format_markdown(columns)
     table, left_out = format_table(columns, terminal_width())

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lightning_trainer.commands.columns import score_of, short_names, shown_columns
-from lightning_trainer.commands.groups import group_columns, group_sessions, mean_curves
+from lightning_trainer.commands.groups import add_over, group_columns, group_sessions, mean_curves
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.sessions import (
     find_sessions,
@@ -45,8 +45,9 @@ def compare(argv: list[str]) -> int:
         curves = read_curves(records, options.number)
     except ValueError as ex:
         parser.error(str(ex))
-    spreads = None
+    spreads, title = None, ""
     if groups:
+        title = f"mean over {' and '.join(options.over)}, with its standard deviation"
         named = dict(zip(map(id, records), _labels(records), strict=True))
         members = {g.label: [named[id(r)] for r in g.counted or g.records] for g in groups}
         curves, spreads = mean_curves(curves, members)
@@ -54,7 +55,7 @@ def compare(argv: list[str]) -> int:
 
     try:
         modes = {record.score_name: record.score_mode for record in records}
-        draw_curves(curves, options.smooth, options.output, None, modes, spreads)
+        draw_curves(curves, options.smooth, options.output, None, modes, spreads, title)
     except (OSError, ValueError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else ex
         parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
@@ -76,13 +77,7 @@ def _parser() -> CommandParser:
         default="experiments",
         help="where tags and names are looked for (default: experiments)",
     )
-    parser.add_argument(
-        "--over",
-        action="append",
-        metavar="SETTING",
-        help="one column and one curve for the sessions that differ only in it, e.g. "
-        "seed_everything; may be repeated",
-    )
+    add_over(parser)
     parser.add_argument(
         "--number",
         action="append",

@@ -15,7 +15,7 @@ from lightning_trainer.commands.columns import (
     shown_clock,
     shown_number,
 )
-from lightning_trainer.commands.options import did_you_mean
+from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.table import Column, show_text
 from lightning_trainer.session.metrics_csv import Curve
 from lightning_trainer.session.record import FINISHED, Record
@@ -65,6 +65,17 @@ class Group:
         """The scores, the best first; empty where nothing says which are better."""
         mode = self.records[0].score_mode
         return sorted(self.scores, reverse=mode == "max") if mode else []
+
+
+def add_over(parser: CommandParser) -> None:
+    """Adds the option `--over`."""
+    parser.add_argument(
+        "--over",
+        action="append",
+        metavar="SETTING",
+        help="sessions that differ only in it, e.g. seed_everything, are one: mean, standard "
+        "deviation, best, worst; may be repeated",
+    )
 
 
 def group_sessions(records: Sequence[Record], over: Sequence[str]) -> tuple[list[Group], list[str]]:

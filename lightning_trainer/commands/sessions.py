@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_trainer.commands.columns import differing, row, shown_columns, sort
-from lightning_trainer.commands.groups import group_columns, group_rows, group_sessions
+from lightning_trainer.commands.groups import add_over, group_columns, group_rows, group_sessions
 from lightning_trainer.commands.options import CommandParser
+from lightning_trainer.commands.sizes import disk_bytes, format_bytes
 from lightning_trainer.commands.spread import describe_spread
 from lightning_trainer.commands.table import Column, format_markdown, format_table, show_text
 from lightning_trainer.session.imports import NAME
@@ -68,7 +69,7 @@ def sessions(argv: list[str]) -> int:
         if options.format in ("table", "markdown"):
             print("", *describe_spread(groups), sep="\n")
     elif records or options.format in ("csv", "json"):
-        print(format_records(records, options.format), end="")
+        print(format_records(records, options.format, options.size), end="")
     tell_damage(records)
     return 0
 
@@ -93,16 +94,11 @@ def _parser() -> CommandParser:
         metavar="COLUMN",
         help="-COLUMN puts the highest first, -best the best of each score",
     )
-    parser.add_argument(
-        "--over",
-        action="append",
-        metavar="SETTING",
-        help="one row for the sessions that differ only in it, e.g. seed_everything: mean, "
-        "standard deviation, best, worst; may be repeated",
-    )
+    add_over(parser)
     parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
     states = (RUNNING, FINISHED, INTERRUPTED, FAILED, DAMAGED)
     parser.add_argument("--state", choices=states, help="only sessions in this state")
+    parser.add_argument("--size", action="store_true", help="what each takes on the disk")
     parser.add_argument(
         "--format",
         choices=("table", "csv", "json", "markdown"),
@@ -146,11 +142,17 @@ def is_session(path: Path) -> bool:
     return all(any(os.path.exists(path / n) for n in names) for names in (own, others))
 
 
-def format_records(records: list[Record], form: str) -> str:
+def format_records(records: list[Record], form: str, with_size: bool = False) -> str:
     """The sessions as "csv", "json", "markdown", or "table" (as wide as the terminal)."""
     options = differing(records)
     rows = [row(record, options) for record in records or [Record(Path(), "", "")]]
-    return format_rows(rows[: len(records)], shown_columns(records), form, rows[0])
+    columns = shown_columns(records)
+    if with_size:
+        sizes = [disk_bytes(record.path) for record in records]
+        for values, size in zip(rows, sizes, strict=False):
+            values["bytes"] = size
+        columns.insert(2, Column("size", [format_bytes(size) for size in sizes]))
+    return format_rows(rows[: len(records)], columns, form, rows[0])
 
 
 def format_rows(

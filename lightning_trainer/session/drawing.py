@@ -37,6 +37,7 @@ _FEW_CURVES = 4  # have their legend above the diagrams
 _MOST_IN_A_ROW = 3  # diagrams
 _WIDE = 30  # a loss whose highest value is so many times its lowest has a logarithmic axis
 
+Placed = tuple[Sequence[float], list[float]]  # iterations, maybe between two, and values
 Spread = tuple[Sequence[float], Sequence[float]]  # the lower and the upper edge of a band
 
 
@@ -49,21 +50,12 @@ def draw_curves(
     spreads: Mapping[str, Mapping[str, Spread]] | None = None,
     title: str = "",
 ) -> None:
-    """Draws one diagram for each number, with a curve for each session.
+    """Draws one diagram for each number, with a curve for each session, by name and label.
 
     The training's numbers are means over the iterations since the one before, and are drawn in the
-    middle of these. Curves that coincide are drawn over each other, the lowest one the widest, and
-    the legend says so.
-
-    Args:
-        numbers: By the number's name and the session's label, its curve.
-        smooth: Weight of earlier values in a moving mean, from 0 to below 1. Above 0 the curve
-            itself is drawn faintly.
-        output: The file; its suffix sets the format.
-        marks: By the number's name, iteration and value of a point to mark.
-        modes: By the number's name, "max" if a higher one is better, "min" if a lower one is.
-        spreads: By the number's name and the label, the edges of a band around the curve.
-        title: Above all diagrams.
+    middle of these. `smooth` is the weight of earlier values in a moving mean. `marks` has
+    iteration and value of a point to mark, `modes` "max" if a higher number is better and "min" if
+    a lower one is, `spreads` the edges of a band around a curve.
 
     Raises:
         OSError: If the file can't be written.
@@ -76,25 +68,13 @@ def draw_curves(
     size = (max(4.6 * n_columns + 2.4 * beside, 5.5), 3.8 * n_rows)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     lines: dict[str, Line2D] = {}
-    first: Axes | None = None
     for n, (name, curves) in enumerate(numbers.items(), start=1):
         mode = (modes or {}).get(name)
-        axes = figure.add_subplot(n_rows, n_columns, n, sharex=first)
-        first = first or axes
+        axes = figure.add_subplot(n_rows, n_columns, n, sharex=figure.axes[0] if n > 1 else None)
         _label(axes, name + _BETTER.get(mode or "", ""))
-        drawn = {
-            label: _draw_curve(axes, _placed(curve, name, label), smooth, labels.index(label))
-            for label, curve in curves.items()
-        }
-        for label, (low, high) in ((spreads or {}).get(name) or {}).items():
-            steps = _placed(curves[label], name, label)[0]
-            edges = [smoothen(np.asarray(edge), smooth) for edge in (low, high)]
-            colour = drawn[label].get_color()
-            axes.fill_between(steps, edges[0], edges[1], color=colour, alpha=0.15, linewidth=0)
         if mode != "max" and _is_wide(curves):
             axes.set_yscale("log")
-        _widen_the_same(drawn, curves)
-        lines |= drawn
+        lines |= _draw_number(axes, name, curves, labels, smooth, (spreads or {}).get(name) or {})
         if marks and name in marks:
             _mark(axes, *marks[name])
     _add_legend(figure, lines, _the_same(numbers), beside)
@@ -122,7 +102,7 @@ def _label(axes: Axes, name: str) -> Axes:
     return axes
 
 
-def _placed(curve: Curve, name: str, label: str) -> tuple[Sequence[float], list[float]]:
+def _placed(curve: Curve, name: str, label: str) -> Placed:
     """The curve with a training's means in the middle of the iterations that they are of."""
     iterations, values = curve
     if not (name.startswith("train/") or label == "train"):
@@ -136,9 +116,7 @@ def _is_wide(curves: Mapping[str, Curve]) -> bool:
     return bool(values) and min(values) > 0 and max(values) > _WIDE * min(values)
 
 
-def _draw_curve(
-    axes: Axes, curve: tuple[Sequence[float], list[float]], smooth: float, n: int
-) -> Line2D:
+def _draw_curve(axes: Axes, curve: Placed, smooth: float, n: int) -> Line2D:
     """Draws the n-th session's curve; returns the line for the legend."""
     iterations, values = map(np.asarray, curve)
     colour, style = _COLOURS[n % len(_COLOURS)], _STYLES[n % len(_STYLES)]
@@ -150,6 +128,34 @@ def _draw_curve(
         iterations, values, color=colour, linestyle=style, marker=marker, markersize=3.5
     )
     return line
+
+
+def _draw_number(
+    axes: Axes,
+    name: str,
+    curves: Mapping[str, Curve],
+    labels: Sequence[str],
+    smooth: float,
+    spreads: Mapping[str, Spread],
+) -> dict[str, Line2D]:
+    placed = {label: _placed(curve, name, label) for label, curve in curves.items()}
+    drawn = {
+        label: _draw_curve(axes, curve, smooth, labels.index(label))
+        for label, curve in placed.items()
+    }
+    for label, spread in spreads.items():
+        _draw_spread(axes, placed[label], spread, smooth, drawn[label])
+    _widen_the_same(drawn, curves)
+    return drawn
+
+
+def _draw_spread(axes: Axes, curve: Placed, spread: Spread, smooth: float, line: Line2D) -> None:
+    """A band, or a bar where there is one point."""
+    edges = [smoothen(np.asarray(edge), smooth) for edge in spread]
+    colour = line.get_color()
+    if len(edges[0]) == 1:
+        axes.vlines(curve[0], edges[0], edges[1], color=colour, linewidth=4, alpha=0.3)
+    axes.fill_between(curve[0], edges[0], edges[1], color=colour, alpha=0.15, linewidth=0)
 
 
 def _widen_the_same(lines: Mapping[str, Line2D], curves: Mapping[str, Curve]) -> None:

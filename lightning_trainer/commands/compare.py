@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+from lightning_trainer.commands.beside import write_beside
 from lightning_trainer.commands.columns import score_of, short_names, shown_columns
 from lightning_trainer.commands.groups import add_over, group_columns, group_sessions, mean_curves
 from lightning_trainer.commands.options import CommandParser, did_you_mean
@@ -60,6 +61,13 @@ def compare(argv: list[str]) -> int:
         reason = ex.strerror if isinstance(ex, OSError) else ex
         parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
     print(f"Curves: {options.output}")
+    if options.predictions:
+        try:
+            folders = {label: r.path for label, r in zip(_labels(records), records, strict=True)}
+            print(*write_beside(folders, options.predictions), sep="\n")
+        except (OSError, ValueError) as ex:
+            parser.error(f"`--predictions`: {ex}")
+        print(f"Predictions: {options.predictions}")
     return 0
 
 
@@ -83,6 +91,12 @@ def _parser() -> CommandParser:
         action="append",
         metavar="NAME",
         help="what to draw, e.g. val/loss; may be repeated (default: loss and score)",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="writes a CSV: the sessions' predictions beside each other",
     )
     parser.add_argument(
         "--smooth",

@@ -29,11 +29,12 @@ COMMANDS = {
     "fit": Command("Trains a model: a new session, or with --ckpt_path one that goes on."),
     "validate": Command("Scores a session's best checkpoint on the validation data."),
     "test": Command("Scores a session's best checkpoint on the test data."),
-    "predict": Command("Writes a session's best checkpoint's outputs to predictions.pt."),
+    "predict": Command("Writes the outputs of a session's best checkpoint to a table."),
     "check": Command(
         "Finds well-known silent mistakes before a training.", "start.check_command:check"
     ),
     "verify": Command("Proves that restarts of a project are exact.", "verify.command:verify"),
+    "export": Command("Writes a session's weights alone.", "start.export_command:export"),
     "new": Command("Starts a project that trains at once.", "commands.new:new"),
     "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
     "prune": Command("Deletes what no one needs of old sessions.", "commands.prune:prune"),
@@ -55,6 +56,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     fit --config ... --init_from PATH            a new session that begins with other weights
     fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
     test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
+    export experiments/session_...               its weights alone; --onnx: the model as well
     check --config configs/digits.yaml           finds well-known silent mistakes beforehand
     verify --config configs/digits.yaml          proves that restarts of this project are exact
     new NAME                                     starts a project that trains at once

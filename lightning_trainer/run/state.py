@@ -132,6 +132,7 @@ class RunState:
     saves: bool = True  # whether any checkpoints are written
     is_guest: bool = False  # whether nothing may be written into the folder
     is_sessions_own: bool = True  # False for a test of a session that was trained
+    predict_data: str | None = None  # what `predict` is given in place of `predict_dataset`
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
     at_end: Callable[[Callable[[], object]], object] = atexit.register  # registers a clean-up

@@ -39,7 +39,12 @@ from lightning_trainer.start.failure import (
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
 from lightning_trainer.start.launch import is_first_process, random_seed
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
-from lightning_trainer.start.parser import SESSION_OPTIONS, SessionParser, parser_arguments
+from lightning_trainer.start.parser import (
+    PREDICT_DATA,
+    SESSION_OPTIONS,
+    SessionParser,
+    parser_arguments,
+)
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
 from lightning_trainer.start.trainer import (
@@ -51,7 +56,7 @@ from lightning_trainer.start.trainer import (
 )
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
-_NOT_OF_FIT = ("verbose", "return_predictions")
+_NOT_OF_FIT = ("verbose", "return_predictions", "predict_data")
 
 
 class SessionCLI(LightningCLI):
@@ -109,7 +114,8 @@ class SessionCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
-        for name, kind, default, text in SESSION_OPTIONS:
+        more = (PREDICT_DATA,) if self._line.command == "predict" else ()
+        for name, kind, default, text in (*SESSION_OPTIONS, *more):
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         super().add_default_arguments_to_parser(parser)
 

@@ -41,6 +41,11 @@ SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ),
 )
 
+PREDICT_DATA: tuple[str, Any, Any, str] = (
+    *("predict_data", str | None, None),
+    "Other data to predict: what the data class's `create_predict_data` is given.",
+)
+
 _OWN_OPTIONS = """
 The options of a project's own classes:
 

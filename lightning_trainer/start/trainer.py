@@ -48,6 +48,7 @@ def run_state(
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,
         is_guest=is_guest,
         is_sessions_own=not is_guest and request.records,
+        predict_data=config.get("predict_data"),
         restored_iteration=restart.iteration if restart else 0,
         processes=Processes(timedelta(minutes=config.timeout_minutes)),
         at_end=stack.callback,

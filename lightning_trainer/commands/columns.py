@@ -43,6 +43,7 @@ def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
         "tag": record.tag,
         "started": record.started,
         "state": record.state,
+        "silent_hours": record.silent_hours,
         "iterations": record.iteration,
         "max_steps": record.max_steps,
         "score": record.score_name,
@@ -118,7 +119,7 @@ def shown_columns(records: list[Record]) -> list[Column]:
     options = differing(records)
     return [
         Column("session", short_names(records), is_text=True),
-        Column("state", [record.state for record in records], is_text=True),
+        Column("state", [_state(record) for record in records], is_text=True),
         Column("iterations", [_iterations(record) for record in records]),
         Column("score", cells(map(score_of, records)), is_text=True),
         Column("best", cells(shown_number(record.best_score) for record in records)),
@@ -136,6 +137,15 @@ def shown_clock(hours: float | None) -> str | None:
         return None
     minutes, seconds = divmod(round(hours * 3600), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _state(record: Record) -> str:
+    """E.g. "running, silent for 2 h": such a run may hang."""
+    if record.silent_hours is None:
+        return record.state
+    hours = record.silent_hours
+    told = f"{hours:.0f} h" if hours >= 1.5 else f"{hours * 60:.0f} min"
+    return f"{record.state}, silent for {told}"
 
 
 def _iterations(record: Record) -> str:

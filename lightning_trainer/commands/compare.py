@@ -4,11 +4,18 @@ import argparse
 import contextlib
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_trainer.commands.beside import write_beside
 from lightning_trainer.commands.columns import score_of, short_names, shown_columns
-from lightning_trainer.commands.groups import add_over, group_columns, group_sessions, mean_curves
+from lightning_trainer.commands.groups import (
+    Group,
+    add_over,
+    group_columns,
+    group_sessions,
+    mean_curves,
+)
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.sessions import (
     find_sessions,
@@ -43,10 +50,20 @@ def compare(argv: list[str]) -> int:
     tell_damage(records)
     _tell_scores(records)
     try:
-        curves = read_curves(records, options.number)
+        _draw(records, groups, options)
+        if options.predictions:
+            folders = {label: r.path for label, r in zip(_labels(records), records, strict=True)}
+            print(*write_beside(folders, options.predictions), sep="\n")
+            print(f"Predictions: {options.predictions}")
+    except OSError as ex:
+        parser.error(f"`--predictions` is {str(options.predictions)!r}: {ex.strerror}")
     except ValueError as ex:
         parser.error(str(ex))
-    spreads, title = None, ""
+    return 0
+
+
+def _draw(records: list[Record], groups: Sequence[Group], options: argparse.Namespace) -> None:
+    curves, spreads, title = read_curves(records, options.number), None, ""
     if groups:
         title = f"mean over {' and '.join(options.over)}, with its standard deviation"
         named = dict(zip(map(id, records), _labels(records), strict=True))
@@ -59,16 +76,10 @@ def compare(argv: list[str]) -> int:
         draw_curves(curves, options.smooth, options.output, None, modes, spreads, title)
     except (OSError, ValueError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else ex
-        parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
+        raise ValueError(
+            f"`--output` is {str(options.output)!r}, which can't be written: {reason}"
+        ) from None
     print(f"Curves: {options.output}")
-    if options.predictions:
-        try:
-            folders = {label: r.path for label, r in zip(_labels(records), records, strict=True)}
-            print(*write_beside(folders, options.predictions), sep="\n")
-        except (OSError, ValueError) as ex:
-            parser.error(f"`--predictions`: {ex}")
-        print(f"Predictions: {options.predictions}")
-    return 0
 
 
 def _parser() -> CommandParser:
@@ -92,12 +103,8 @@ def _parser() -> CommandParser:
         metavar="NAME",
         help="what to draw, e.g. val/loss; may be repeated (default: loss and score)",
     )
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE",
-        help="writes a CSV: the sessions' predictions beside each other",
-    )
+    what = "writes a CSV: the sessions' predictions beside each other"
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help=what)
     parser.add_argument(
         "--smooth",
         type=_weight,

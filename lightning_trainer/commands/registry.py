@@ -53,6 +53,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
 
     fit --config configs/digits.yaml             a new session
     fit --config ... --seeds 0,1,2               a session for each seed; again: the unfinished ones
+    fit --config ... --on_event 'COMMAND'        tells of new best scores and the end; --notify URL
     fit --config ... --init_from PATH            a new session that begins with other weights
     fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
     test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict

@@ -13,6 +13,7 @@ from typing import Any
 from lightning_trainer.commands.options import CommandLine, CommandParser
 from lightning_trainer.commands.sessions import find_sessions
 from lightning_trainer.session.environment import program, shown_command
+from lightning_trainer.session.notices import Wishes
 from lightning_trainer.session.record import FINISHED, RUNNING, Record
 from lightning_trainer.session.settings import flatten, load_yaml, read_yaml
 
@@ -31,6 +32,10 @@ def fit_seeds(argv: Sequence[str]) -> int:
     """
     parser = CommandParser("fit")
     words, seeds = _take_seeds(argv, parser)
+    try:
+        wishes, words = Wishes.take(words)  # which no session keeps
+    except ValueError as ex:
+        parser.error(str(ex))
     worst = 0
     with_signals = _Forwarder()
     for seed in seeds:
@@ -46,7 +51,7 @@ def fit_seeds(argv: Sequence[str]) -> int:
         if before and goes_on:
             command = ["fit", "--ckpt_path", str(before.path)]
         print(f"Seed {seed}: {shlex.join(['python', *program(), *command])}", flush=True)
-        code = with_signals.run([sys.executable, *program(), *command])
+        code = with_signals.run([sys.executable, *program(), *command, *wishes.options()])
         worst = worst or code
         if code > 128 or code < 0:
             break

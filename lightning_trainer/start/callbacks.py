@@ -19,6 +19,7 @@ from lightning_trainer.report.bar import EvaluationBar
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.report.evaluation import ReportEvaluation
 from lightning_trainer.report.hyperparameters import LogHyperParameters
+from lightning_trainer.report.notify import TellOfBest
 from lightning_trainer.report.outputs import WritePredictions
 from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
@@ -66,6 +67,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         *([SaveEnd(run)] if run.saves else []),  # before a project's callback changes the weights
         LogHyperParameters(run),  # marks the run as successful once its end is saved
         DrawCurves(run),  # draws the numbers that are logged by now
+        TellOfBest(run),  # of the score that ReportEvaluation has found
         WritePredictions(run),  # alone in `predict`: any place would do
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # after Summarise has refused a run: its record stays

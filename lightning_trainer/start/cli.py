@@ -38,13 +38,9 @@ from lightning_trainer.start.failure import (
 )
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
 from lightning_trainer.start.launch import is_first_process, random_seed
+from lightning_trainer.start.notifying import begin_notifying, take_wishes
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
-from lightning_trainer.start.parser import (
-    PREDICT_DATA,
-    SESSION_OPTIONS,
-    SessionParser,
-    parser_arguments,
-)
+from lightning_trainer.start.parser import SessionParser, parser_arguments, session_options
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
 from lightning_trainer.start.trainer import (
@@ -74,9 +70,11 @@ class SessionCLI(LightningCLI):
     _secrets: Sequence[str] = ()  # texts that nothing in the session may show
     _kept: Sequence[str] = ()  # lines on the settings that tuner callbacks have found before
     _searches = False  # whether the trainer is one in which tuner callbacks search
+    _notifier: Any = None  # where the command line asks for messages
     is_guest = False  # whether another process is using the folder
 
     def __init__(self, argv: list[str], stack: contextlib.ExitStack) -> None:
+        self._wishes, argv = take_wishes(argv)
         self._argv, self._line, self._stack = argv, CommandLine.read(argv), stack
         try:
             super().__init__(
@@ -114,8 +112,7 @@ class SessionCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
-        more = (PREDICT_DATA,) if self._line.command == "predict" else ()
-        for name, kind, default, text in (*SESSION_OPTIONS, *more):
+        for name, kind, default, text in session_options(self._line.command):
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         super().add_default_arguments_to_parser(parser)
 
@@ -189,6 +186,7 @@ class SessionCLI(LightningCLI):
             print(*(f"{line}\n" for line in self._kept), sep="", end="", flush=True)
             if request.records:
                 record(self.session, request)
+                self._notifier = begin_notifying(self._wishes, self.session, request, self._stack)
 
     def _make_request(self) -> Request:
         resolved, config = self._resolved(), self.config[self.subcommand]
@@ -226,6 +224,7 @@ class SessionCLI(LightningCLI):
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
+        run.notifier = self._notifier
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
         run.at_end(skip_empty_hooks(trainer))

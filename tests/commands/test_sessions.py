@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from folders import make_checkpoint, make_session, scores
 from living import living_run
 
 from lightning_trainer.commands.table import Column, format_markdown, format_table
+from lightning_trainer.session.lock import SessionLock
 
 TABLE = """\
 session                   state        iterations  score             best  at  learning_rate    hours  examples/s  commit
@@ -176,6 +178,7 @@ def test_json_and_csv_have_every_column_in_full(run, experiments):
         "tag": "base",
         "started": "2024-02-29T12:00:00+00:00",
         "state": "finished",
+        "silent_hours": None,
         "iterations": 100,
         "max_steps": 100,
         "score": "val/accuracy",
@@ -347,6 +350,21 @@ def test_a_real_run_is_running_until_it_is_killed(run, tmp_path):
     assert "  interrupted  " in after
     assert " 12/23 " in before
     assert " 12/23 " in after
+
+
+def test_a_run_that_has_written_nothing_for_long_is_said_to_be_silent(run, tmp_path, monkeypatch):
+    session = make_session(tmp_path, "hangs", run={"state": "running"}, rows=scores(0.5))
+    monkeypatch.setattr(SessionLock, "is_held_for", lambda self, command: True)
+    assert "  running  " in run("sessions", tmp_path)[1]
+    for path in session.iterdir():
+        os.utime(path, (0, time.time() - 2.2 * 3600))
+    assert "  running, silent for 2 h  " in run("sessions", tmp_path)[1]
+    [row] = json.loads(run("sessions", tmp_path, "--format", "json")[1])
+    assert row["silent_hours"] == pytest.approx(2.2, abs=0.01)
+    os.utime(session / "log.txt", (0, time.time() - 40 * 60))
+    assert "  running, silent for 40 min  " in run("sessions", tmp_path)[1]
+    monkeypatch.undo()
+    assert "  interrupted  " in run("sessions", tmp_path)[1]
 
 
 # The table ----------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ COMMANDS = {
     "export": Command("Writes a session's weights alone.", "start.export_command:export"),
     "new": Command("Starts a project that trains at once.", "commands.new:new"),
     "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
+    "look": Command("Starts TensorBoard, with sessions called by tag.", "commands.look:look"),
     "prune": Command("Deletes what no one needs of old sessions.", "commands.prune:prune"),
     "compare": Command(
         "Shows what differs between sessions, and draws their curves.", "commands.compare:compare"
@@ -64,6 +65,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     sessions                                     a table of all sessions
     sessions --over seed_everything              a row for each setting: mean and spread over seeds
     compare SESSION SESSION ...                  what differs, and their curves in one picture
+    look                                         TensorBoard, with sessions called by their tags
     prune                                        what could be deleted; --yes deletes it
 
 Any key of a config file is an option as well and wins over the file:

@@ -107,6 +107,7 @@ class RecordRun(RunCallback):
         if trainer.state.fn == "fit":
             record.iteration = run.iteration
             record.times = times or asdict(run.times)
+            record.used = {**run.used}
             if math.isfinite(run.n_iterations):
                 record.n_iterations = int(run.n_iterations)
             if best := run.best:

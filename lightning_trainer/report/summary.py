@@ -1,6 +1,5 @@
 """Summarise: the words at the start and at the end of a run."""
 
-import shlex
 import signal
 import sys
 from typing import Any
@@ -12,8 +11,9 @@ from lightning_trainer.base.data import SessionLoader
 from lightning_trainer.checkpoints.early import early_end, options_to_go_on
 from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.report.speed import speed_line
+from lightning_trainer.report.usage import describe_use
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
-from lightning_trainer.session.folder import go_on_command
+from lightning_trainer.session.folder import go_on_command, look_command
 from lightning_trainer.session.number import format_number
 from lightning_trainer.session.run_record import RunRecord
 
@@ -85,6 +85,8 @@ class Summarise(RunCallback):
         if times.iterations_s:
             unit = getattr(trainer.lightning_module, "examples_unit", "examples").capitalize()
             lines.append((f"{unit}/s", f"{times.examples / times.iterations_s:.1f}"))
+        if self.run.used:
+            lines.append(("Memory", describe_use(self.run.used)))
         lines.append(("Folder", session.path))
         if session.last_checkpoint.exists():
             limit = "max_epochs" if trainer.max_steps < 0 else "max_steps"
@@ -94,7 +96,7 @@ class Summarise(RunCallback):
             lines.append(("To go on", go_on_command("fit", session.path) + more))
         if session.best_checkpoint.exists():
             lines.append(("To test", go_on_command("test", session.path)))
-        lines.append(("To look", f"tensorboard --logdir {shlex.quote(str(session.path.parent))}"))
+        lines.append(("To look", look_command(session.path.parent)))
         return lines
 
 

@@ -168,6 +168,9 @@ class RunState:
     line: Progress | None = None  # the newest log line
     times: RunTimes = field(default_factory=RunTimes)
 
+    # MeasureUse
+    used: Mapping[str, float] = field(default_factory=dict)  # memory_gb, gpu_percent, ...
+
     # RecordRun
     kept_rows: Sequence[Mapping[str, Any]] = ()  # of metrics.csv, in the checkpoint that is loaded
 

@@ -24,6 +24,7 @@ from lightning_trainer.report.outputs import WritePredictions
 from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
+from lightning_trainer.report.usage import MeasureUse
 from lightning_trainer.report.visualise import CallVisualise
 from lightning_trainer.run.buckets import SettleBuckets
 from lightning_trainer.run.epochs import ResumeEpoch
@@ -69,6 +70,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         DrawCurves(run),  # draws the numbers that are logged by now
         TellOfBest(run),  # of the score that ReportEvaluation has found
         WritePredictions(run),  # alone in `predict`: any place would do
+        MeasureUse(run),  # before Summarise and RecordRun tell of it
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # after Summarise has refused a run: its record stays
         CollectGarbage(run),  # after PrintProgress: where there is a new line

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
-from lightning_trainer.commands.registry import COMMANDS, HELP
+from lightning_trainer.commands.registry import COMMANDS, HELP, OF_SEEDS
 from lightning_trainer.session.imports import guarded_imports
 from lightning_trainer.session.utf8 import as_utf8
 
@@ -74,6 +74,8 @@ def _run(argv: list[str]) -> None:
     if command.is_lightnings or line.command in ("check", "verify"):
         _check_config_files(line)
         _tell_of_the_imports(line)
+    if line.command == "fit" and "--seeds" in (word.partition("=")[0] for word in line.others):
+        command = OF_SEEDS
     with guarded_imports():
         gc.disable()  # imports make little garbage; the search for it took a sixth of their time
         run = command.load()

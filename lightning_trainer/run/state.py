@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lightning_trainer.run.processes import Processes
 from lightning_trainer.session.folder import Session
+from lightning_trainer.session.notices import Notifier
 
 
 @dataclass
@@ -132,6 +134,8 @@ class RunState:
     fast_loop: bool = True  # whether batches run without Lightning's own loop, where they can
     is_guest: bool = False  # whether nothing may be written into the folder
     is_sessions_own: bool = True  # False for a test of a session that was trained
+    predict_data: str | None = None  # what `predict` is given in place of `predict_dataset`
+    notifier: Notifier | None = None  # where the command line asks for messages
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
     at_end: Callable[[Callable[[], object]], object] = atexit.register  # registers a clean-up
@@ -164,6 +168,9 @@ class RunState:
     # PrintProgress
     line: Progress | None = None  # the newest log line
     times: RunTimes = field(default_factory=RunTimes)
+
+    # MeasureUse
+    used: Mapping[str, float] = field(default_factory=dict)  # memory_gb, gpu_percent, ...
 
     # RecordRun
     kept_rows: Sequence[Mapping[str, Any]] = ()  # of metrics.csv, in the checkpoint that is loaded
@@ -224,7 +231,8 @@ class RunState:
         return cls._of_trainer[trainer]
 
 
-RULE = "-" * 82  # between the blocks of the log
+# Between the blocks of the log; no wider than a terminal.
+RULE = "-" * min(82, shutil.get_terminal_size((82, 24)).columns)
 
 
 class RunCallback(Callback):

@@ -8,6 +8,7 @@ from lightning_trainer.check.at_start import WarnOfMistakes
 from lightning_trainer.checkpoints.beginning import BeginModel
 from lightning_trainer.checkpoints.carried import KeepMetrics
 from lightning_trainer.checkpoints.changed_settings import ApplyChangedSettings
+from lightning_trainer.checkpoints.early import GoOnAfterEarlyStopping
 from lightning_trainer.checkpoints.finite import GuardAgainstNonFinite
 from lightning_trainer.checkpoints.inexact import WarnOfInexactRestart
 from lightning_trainer.checkpoints.logged import KeepLogged
@@ -18,10 +19,12 @@ from lightning_trainer.report.bar import EvaluationBar
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.report.evaluation import ReportEvaluation
 from lightning_trainer.report.hyperparameters import LogHyperParameters
+from lightning_trainer.report.notify import TellOfBest
 from lightning_trainer.report.outputs import WritePredictions
 from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
 from lightning_trainer.report.summary import Summarise
+from lightning_trainer.report.usage import MeasureUse
 from lightning_trainer.report.visualise import CallVisualise
 from lightning_trainer.run.buckets import SettleBuckets
 from lightning_trainer.run.epochs import ResumeEpoch
@@ -56,6 +59,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         ValidationSchedule(run),  # before the log line, which shows the time left
         WarnOfLastBatch(run),  # after ValidationSchedule has counted the iterations
         ApplyChangedSettings(run),  # before the log line, which tells the learning rate
+        GoOnAfterEarlyStopping(run),  # before the first validation: any place would do
         WarnOfInexactRestart(run),  # before the first line of the run that goes on
         NameWaitingMetrics(run),  # watches one batch: any place would do
         PrintProgress(run),  # ends the step's time before others take theirs
@@ -66,7 +70,9 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         *([SaveEnd(run)] if run.saves else []),  # before a project's callback changes the weights
         LogHyperParameters(run),  # marks the run as successful once its end is saved
         DrawCurves(run),  # draws the numbers that are logged by now
+        TellOfBest(run),  # of the score that ReportEvaluation has found
         WritePredictions(run),  # alone in `predict`: any place would do
+        MeasureUse(run),  # before Summarise and RecordRun tell of it
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # after Summarise has refused a run: its record stays
         CollectGarbage(run),  # after PrintProgress: where there is a new line

@@ -49,6 +49,7 @@ def run_state(
         fast_loop=config.fast_loop,
         is_guest=is_guest,
         is_sessions_own=not is_guest and request.records,
+        predict_data=config.get("predict_data"),
         restored_iteration=restart.iteration if restart else 0,
         processes=Processes(timedelta(minutes=config.timeout_minutes)),
         at_end=stack.callback,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
@@ -72,6 +73,19 @@ class CifarData(BaseDataModule):
         self.val_dataset = self.predict_dataset = self.test_dataset
         if self.n_held_out:
             self._hold_out()
+
+    def create_predict_data(self, path: str) -> None:
+        """Takes all images in a folder and below it, by their names."""
+        ends = tuple(IMG_EXTENSIONS)
+        files = sorted(f for f in Path(path).rglob("*") if f.name.lower().endswith(ends))
+        if not files:
+            raise FileNotFoundError(f"`predict_data` is {path!r}, where there are no images")
+        resize = v2.Resize([self.image_size, self.image_size])
+        names = [str(file.relative_to(path)) for file in files]
+        images = torch.stack([resize(read_image(str(file))) for file in files])
+        self.predict_dataset = [
+            {"image": image, "name": name} for image, name in zip(images, names, strict=True)
+        ]
 
     def _hold_out(self) -> None:
         images, labels = self.train_dataset.images, self.train_dataset.labels

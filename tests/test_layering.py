@@ -69,7 +69,8 @@ def test_the_library_imports_no_package_that_it_does_not_require():
     assert "torch" in required and not required & {"torchvision", "scikit-learn"}
     roots = {root for path in LIBRARY.values() for root in roots_of(path)}
     others = roots - sys.stdlib_module_names - {"lightning_trainer"}
-    optional = {"safetensors"}  # is named with its command where it is missing
+    # The one is named with its command where it is missing, the other in a docstring.
+    optional = {"safetensors", "torchvision"}
     assert {PACKAGES.get(root, root) for root in others} - optional <= required
 
 

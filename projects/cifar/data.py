@@ -20,7 +20,8 @@ class Images(torch.utils.data.Dataset):
         return len(self.labels)
 
     def get_batch(self, indices: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        return {"image": self.images.index_select(0, indices), "label": self.labels[indices]}
+        images, labels = (of.index_select(0, indices) for of in (self.images, self.labels))
+        return {"image": images, "label": labels}
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"image": self.images[index], "label": self.labels[index]}

@@ -178,8 +178,8 @@ def test_after_a_change_the_images_are_those_that_are_there(folder, kept, change
 
 def test_an_image_that_is_only_touched_is_decoded_anew(folder, kept, monkeypatch):
     n_decoded = []
-    decode = in_memory._decode
-    monkeypatch.setattr(in_memory, "_decode", lambda path: n_decoded.append(1) or decode(path))
+    decode = in_memory.read_image
+    monkeypatch.setattr(in_memory, "read_image", lambda path: n_decoded.append(1) or decode(path))
     (folder / "a/0.png").touch()
     assert is_right(folder)
     assert len(n_decoded) == 6
@@ -213,7 +213,7 @@ def test_what_was_changed_just_now_is_not_kept(folder, monkeypatch, capsys):
 
 
 def test_what_changes_while_it_is_decoded_is_not_kept(folder, monkeypatch):
-    decode_all = in_memory._decode_all
+    decode_all = in_memory.read_image_all
 
     def decode_and_change(*args):
         images = decode_all(*args)

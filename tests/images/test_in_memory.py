@@ -213,7 +213,7 @@ def test_what_was_changed_just_now_is_not_kept(folder, monkeypatch, capsys):
 
 
 def test_what_changes_while_it_is_decoded_is_not_kept(folder, monkeypatch):
-    decode_all = in_memory.read_image_all
+    decode_all = in_memory._decode_all
 
     def decode_and_change(*args):
         images = decode_all(*args)

@@ -10,11 +10,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from common import alternate, report, spread, table
-from conftest import TinyModule
+from conftest import TinyDataset, TinyModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -37,6 +41,47 @@ class ManyMetrics(TinyModule):
         self.val_metrics = self.train_metrics.clone()
 
 
+class Sum(nn.Module):
+    """As many parameters as it is told to, each a tensor of one weight."""
+
+    def __init__(self, n_tensors: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.ones(1) for _ in range(n_tensors))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.sum(1) * 0, x.sum(1)], 1) * torch.cat([*self.weights]).mean()
+
+
+class TwoTensors(TinyModule):
+    n_tensors = 2
+
+    def create_model(self) -> None:
+        self.model = Sum(self.n_tensors)
+
+    def create_optimiser(self) -> None:
+        self.optimiser = torch.optim.SGD(self.model.parameters(), 1e-3)
+
+
+class ThousandTensors(TwoTensors):
+    n_tensors = 1_000
+
+
+def plain_step_s(kind: type[TwoTensors]) -> float:
+    """The median time of an iteration without the layer; as `Clock` measures it."""
+    module, ends = kind(), []
+    for name in ("model", "loss", "optimiser", "metrics"):
+        getattr(module, f"create_{name}")()
+    for batch in DataLoader(TinyDataset(4 * 300), 4, shuffle=True):
+        output = module.model(batch["x"])
+        loss = module.loss_fn(output, batch["label"])
+        module.optimiser.zero_grad()
+        loss.backward()
+        module.optimiser.step()
+        module.train_metrics.update(output.detach(), batch["label"])
+        ends.append(time.perf_counter())
+    return statistics.median(after - before for before, after in pairwise(ends))
+
+
 class Clock(pl.Callback):
     """The median time of the iterations before each point, and the most memory until then."""
 
@@ -52,7 +97,7 @@ class Clock(pl.Callback):
         if any(point - WINDOW <= step <= point for point in self.points):
             self.ends.append(time.perf_counter())
         if step in self.points:
-            gaps = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+            gaps = (after - before for before, after in pairwise(self.ends))
             Clock.seconds[step] = statistics.median(gaps)
             Clock.megabytes[step] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
             self.ends = []
@@ -95,14 +140,23 @@ if __name__ == "__main__":
         ]
         steps = table(["iterations done", "us/iteration", "memory, MB"], rows)
 
-        def metrics(model: str) -> float:
-            train(1_000, model, folder, (1_000,))
-            return float(Clock.seconds[1_000])
+        def step_s(model: str, n_steps: int = 1_000) -> float:
+            train(n_steps, model, folder, (n_steps,))
+            return float(Clock.seconds[n_steps])
 
         many = alternate(
             {
-                "1 metric": lambda: metrics("conftest.TinyModule"),
-                "50 metrics": lambda: metrics(f"{__name__}.ManyMetrics"),
+                "1 metric": lambda: step_s("conftest.TinyModule"),
+                "50 metrics": lambda: step_s(f"{__name__}.ManyMetrics"),
+            },
+            5,
+        )
+        tensors = alternate(
+            {
+                "2 tensors, plain loop": lambda: plain_step_s(TwoTensors),
+                "2 tensors, the layer": lambda: step_s(f"{__name__}.TwoTensors", 300),
+                "1,000 tensors, plain loop": lambda: plain_step_s(ThousandTensors),
+                "1,000 tensors, the layer": lambda: step_s(f"{__name__}.ThousandTensors", 300),
             },
             5,
         )
@@ -117,6 +171,7 @@ if __name__ == "__main__":
         "Growth",
         f"The near-empty network of `benchmarks/steps.py`. One run, medians of {WINDOW} iterations:"
         f"\n\n{steps}\n\nMetrics that share their sums:\n\n{spread(many, 'us/iteration', 1e6)}\n\n"
+        f"Parameters, each a tensor, with SGD:\n\n{spread(tensors, 'us/iteration', 1e6)}\n\n"
         f"A session that goes on, until its metrics.csv takes the next row:\n\n"
         f"{spread(opening, 's')}",
     )

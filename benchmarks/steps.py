@@ -9,10 +9,6 @@ import argparse
 import contextlib
 import logging
 import os
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -21,7 +17,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from common import alternate, report, spread
+from common import alternate, report, run_processes, spread
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
@@ -152,7 +148,6 @@ def run_rank(folder: str, n_rounds: int) -> None:
 
     values = alternate({name: partial(step_s, train) for name, train in THINGS.items()}, n_rounds)
     if os.environ["RANK"] == "0":
-        sys.argv[1:] = sys.argv[3:]
         n_processes = f"{N_DEVICES} processes" if N_DEVICES > 1 else "1 process"
         intro = (
             f"A network of 74 weights, 4 samples a batch, {N_STEPS} iterations, {n_rounds} runs of "
@@ -162,28 +157,11 @@ def run_rank(folder: str, n_rounds: int) -> None:
         report(f"A step, {n_processes}", f"{intro}\n\n{spread(values, 'us', 1e6)}")
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(args.devices)}
-    common["STEPS_DEVICE"] = args.device
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, __file__, folder, str(args.rounds), *sys.argv[1:]],
-                env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
-            )
-            for i in range(args.devices)
-        ]
-        if any([rank.wait() for rank in ranks]):
-            raise SystemExit("a process failed")
-
-
-if __name__ == "__main__":
-    run_rank(sys.argv[1], int(sys.argv[2])) if "RANK" in os.environ else main()
+    os.environ["STEPS_DEVICE"] = args.device
+    run_processes(args.devices, lambda folder: run_rank(folder, args.rounds))

@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import run_process
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.core.hooks import DataHooks, ModelHooks
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -396,6 +397,16 @@ def test_what_either_has_saved_goes_on_under_the_other(
         session = tmp_path / "stopped" / str(n)
         assert run("fit", "--ckpt_path", session, other)[0] == 0
         assert same(result(session), expected)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_under_both(config, sessions):
+    results = []
+    for loop in ("true", "false"):
+        options = ("--trainer.devices=2", "--data.n_samples=64", f"--fast_loop={loop}")
+        run_process("fit", "--config", config, *options)
+        results.append(result(sessions()[-1]))
+    assert same(*results)
 
 
 def test_a_line_tells_why_a_run_is_left_to_lightning(run, config):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
-from lightning_trainer.commands.registry import COMMANDS, HELP
+from lightning_trainer.commands.registry import COMMANDS, HELP, OF_SEEDS
 from lightning_trainer.session.imports import guarded_imports
 from lightning_trainer.session.utf8 import as_utf8
 
@@ -73,7 +73,10 @@ def _run(argv: list[str]) -> None:
     command = COMMANDS[line.command]
     if command.is_lightnings or line.command in ("check", "verify"):
         _check_config_files(line)
-        _tell_of_the_imports(line)
+        if any(word.partition("=")[0] == "--seeds" for word in line.others):
+            command = OF_SEEDS
+        else:
+            _tell_of_the_imports(line)
     with guarded_imports():
         gc.disable()  # imports make little garbage; the search for it took a sixth of their time
         run = command.load()

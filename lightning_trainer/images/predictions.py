@@ -70,8 +70,7 @@ def draw_predictions(
     names = classes or [str(k) for k in range(output.shape[1])]
     n_columns = min(max(len(images), _FEWEST_COLUMNS), _COLUMNS)
     n_rows = max(math.ceil(len(images) / n_columns), 1)
-    size = _WIDTH * n_columns, _HEIGHT * n_rows
-    figure = Figure(figsize=size)
+    figure = Figure(figsize=(size := (_WIDTH * n_columns, _HEIGHT * n_rows)))
     # One diagram, in inches, for all: one for each takes six times as long, and a validation waits.
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
     axes.set_axis_off()

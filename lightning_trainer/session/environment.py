@@ -1,5 +1,6 @@
 """Describes a run's code, machine and versions."""
 
+import contextlib
 import functools
 import os
 import re
@@ -103,6 +104,23 @@ def describe_environment(command: str, n_processes: int, sessions: Path) -> dict
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+@functools.cache
+def installed_packages() -> dict[str, str]:
+    """All packages that can be imported and their versions, by the names of their folders.
+
+    To read what is in the folders, as `importlib.metadata` does, takes 50 times as long.
+    """
+    found: dict[str, str] = {}
+    for folder in reversed(sys.path):  # the first one wins
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            names = [e.name[: -len(_ENDS)] for e in entries if e.name.endswith(_ENDS)]
+            found |= {name: version for name, _, version in (n.partition("-") for n in names)}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+_ENDS = ".dist-info"
 
 
 @functools.cache

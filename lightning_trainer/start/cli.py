@@ -13,7 +13,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.base.data import BaseDataModule
+from lightning_trainer.base.hook_checks import require_begun
 from lightning_trainer.base.module import BaseModule
+from lightning_trainer.checkpoints.early import NotingTrainer
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
 from lightning_trainer.internals import root_cause, set_timeout
@@ -36,12 +38,13 @@ from lightning_trainer.start.failure import (
 )
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
 from lightning_trainer.start.launch import random_seed
+from lightning_trainer.start.notifying import begin_notifying, take_wishes
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
 from lightning_trainer.start.parser import (
     AS_SETTINGS,
-    SESSION_OPTIONS,
     SessionParser,
     parser_arguments,
+    session_options,
 )
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
@@ -54,7 +57,7 @@ from lightning_trainer.start.trainer import (
 )
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
-_NOT_OF_FIT = ("verbose", "return_predictions")
+_NOT_OF_FIT = ("verbose", "return_predictions", "predict_data")
 
 
 class SessionCLI(LightningCLI):
@@ -72,9 +75,11 @@ class SessionCLI(LightningCLI):
     _secrets: Sequence[str] = ()  # texts that nothing in the session may show
     _kept: Sequence[str] = ()  # lines on the settings that tuner callbacks have found before
     _searches = False  # whether the trainer is one in which tuner callbacks search
+    _notifier: Any = None  # where the command line asks for messages
     is_guest = False  # whether another process is using the folder
 
     def __init__(self, argv: list[str], stack: contextlib.ExitStack) -> None:
+        self._wishes, argv = take_wishes(argv)
         self._argv, self._line, self._stack = argv, CommandLine.read(argv), stack
         try:
             super().__init__(
@@ -112,7 +117,7 @@ class SessionCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
-        for name, kind, default, text in SESSION_OPTIONS:
+        for name, kind, default, text in session_options(self._line.command):
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         super().add_default_arguments_to_parser(parser)
 
@@ -184,6 +189,7 @@ class SessionCLI(LightningCLI):
             print(*(f"{line}\n" for line in self._kept), sep="", end="", flush=True)
             if request.records:
                 record(self.session, request)
+                self._notifier = begin_notifying(self._wishes, self.session, request, self._stack)
 
     def _make_request(self) -> Request:
         resolved, config = self._resolved(), self.config[self.subcommand]
@@ -206,6 +212,7 @@ class SessionCLI(LightningCLI):
             request = self._make_request()
             self.session.write_config(dump_settings(request.settings), secrets=request.secrets)
         super().instantiate_classes()
+        require_begun(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""
@@ -215,11 +222,13 @@ class SessionCLI(LightningCLI):
             arguments = search_arguments(run, config.trainer.callbacks)
             return super().instantiate_trainer(**arguments, **kwargs)
         own = trainer_arguments(config, run, self.request, self.is_guest)
+        self.trainer_class = NotingTrainer
         try:
             trainer = super().instantiate_trainer(**own, **kwargs)
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
+        run.notifier = self._notifier
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
         run.at_end(skip_empty_hooks(trainer))

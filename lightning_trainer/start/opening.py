@@ -13,6 +13,7 @@ from lightning_trainer.session.checkpoint_header import reach
 from lightning_trainer.session.door import check_own_folder
 from lightning_trainer.session.environment import (
     describe_environment,
+    installed_packages,
     is_first_process,
     job_id,
     uncommitted_changes,
@@ -196,6 +197,7 @@ def record(session: Session, request: Request) -> None:
         describe_environment(request.typed, n, sessions),
         uncommitted_changes(sessions, request.secrets),
     )
+    changes += session.record_packages(installed_packages())
     changes += note_start(session.path, request.command)
     if changes:
         print("What differs from before:", *changes, sep="\n    ", flush=True)

@@ -41,6 +41,7 @@ SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         *("on_non_finite", Literal["stop", "skip"], "stop"),
         "When the loss is no number: end the run, or go back to last.ckpt and go on.",
     ),
+    ("fast_loop", bool, True, "false: Lightning runs the batches itself, at twice the cost."),
     (
         *("matmul_precision", Literal["highest", "high", "medium"] | None, None),
         "Of float32 matrix products: high and medium use a GPU's tensor cores. null: torch's own.",
@@ -51,6 +52,17 @@ SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
     ),
 )
 
+_PREDICT_DATA: tuple[str, Any, Any, str] = (
+    *("predict_data", str | None, None),
+    "Other data to predict: what the data class's `create_predict_data` is given.",
+)
+
+
+def session_options(command: str) -> list[tuple[str, Any, Any, str]]:
+    """Name, type, default and help of a command's own options."""
+    return [*SESSION_OPTIONS, *([_PREDICT_DATA] if command == "predict" else [])]
+
+
 _OWN_OPTIONS = """
 The options of a project's own classes:
 
@@ -58,11 +70,20 @@ The options of a project's own classes:
     {command} --data.help projects.digits.DigitsData
 """
 
+_OF_FIT = """
+Options that are typed, never in a file:
+
+    --seeds 0,1,2          one run after the other; again: goes on with those that are not finished
+    --on_event COMMAND     a shell command at a new best score, the end, a failure ($MESSAGE)
+    --notify URL           a message by apprise then, e.g. ntfy://TOPIC; may be repeated
+"""
+
 
 def parser_arguments(command: str) -> dict[str, Any]:
     """Arguments of the parser, and of the command's parser under the command's name."""
+    own = [_OWN_OPTIONS.format(command=command), *([_OF_FIT] if command == "fit" else [])]
     of_command = {
-        "description": COMMANDS[command].summary + "\n" + _OWN_OPTIONS.format(command=command),
+        "description": "\n".join([COMMANDS[command].summary, *own]),
         "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
     }
     # Without abbreviations: `--trainer.max_step 3` would silently set max_steps.

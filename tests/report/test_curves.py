@@ -47,7 +47,7 @@ def test_loss_and_score_are_drawn_and_the_best_is_marked(tmp_path, monkeypatch):
         "2,0.5,,,,0.1\n4,0.4,0.6,0.7,0.8,0.1\n6,0.3,,,,0.1\n8,0.2,0.9,0.65,0.6,0.1\n"
     )
     calls = []
-    monkeypatch.setattr(drawing, "draw_curves", lambda *args: calls.append(args))
+    monkeypatch.setattr(drawing, "draw_curves", lambda *args, title: calls.append(args))
     monkeypatch.setattr(drawing.Path, "replace", lambda self, target: None)
     draw_session(tmp_path, "val/f1", "max", (4, 0.7))
     [(numbers, smooth, _, marks, modes)] = calls
@@ -55,7 +55,7 @@ def test_loss_and_score_are_drawn_and_the_best_is_marked(tmp_path, monkeypatch):
         "loss": {"train": ([2, 4, 6, 8], [0.5, 0.4, 0.3, 0.2]), "val": ([4, 8], [0.8, 0.6])},
         "f1": {"train": ([4, 8], [0.6, 0.9]), "val": ([4, 8], [0.7, 0.65])},
     }
-    assert (smooth, marks, modes) == (0.0, {"f1": (4, 0.7)}, {"f1": "max"})
+    assert (smooth, marks, modes) == (0.0, {"f1": (4, 0.7)}, {"f1": "max", "loss": "min"})
 
 
 @pytest.mark.parametrize(

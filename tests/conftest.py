@@ -22,6 +22,9 @@ from lightning_trainer.main import main
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.verify import kills
 
+# Until all tests are collected: what is imported and compiled makes little garbage.
+gc.disable()
+
 # The tests' models are too small for threads, which only get in each other's way.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
@@ -245,6 +248,7 @@ count_frozen = gc.get_freeze_count
 
 def pytest_collection_finish() -> None:
     """Spares the garbage collector what lives as long as the tests: modules, and the tests."""
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.get_freeze_count = lambda: 1  # each run asks, and counting half a million takes 50 ms

@@ -1,5 +1,6 @@
 """What needs no command is answered at once, without torch."""
 
+import gc
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from lightning_trainer.commands.registry import COMMANDS, HELP
+from lightning_trainer.main import main
 from lightning_trainer.session.environment import shown_command
 from lightning_trainer.session.folder import go_on_command
 
@@ -86,6 +88,17 @@ def test_a_start_gives_a_sign_of_life_before_the_slow_imports(arguments, variabl
         text=True,
     )
     assert ended.stdout == told
+
+
+def test_the_end_of_the_program_is_not_delayed_by_a_search_for_garbage(monkeypatch, capfd):
+    registered = []
+    monkeypatch.setattr("atexit.register", registered.append)
+    monkeypatch.setattr(sys, "argv", ["cli.py", "--version"])
+    main()
+    assert registered == [gc.disable]
+    registered.clear()
+    main(["--version"])  # called by another program
+    assert registered == []
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,7 @@ def draw_predictions(
     axes.set_axis_off()
     values = (t.tolist() for t in (labels, predicted, probabilities))
     for n, (image, *of_image) in enumerate(zip(_scaled(images), *values, strict=True)):
-        row, column = divmod(n, n_columns)
-        left, top = _WIDTH * column, _HEIGHT * row + _TITLE
+        left, top = _WIDTH * (n % n_columns), _HEIGHT * (n // n_columns) + _TITLE
         _draw_image(axes, image.permute(1, 2, 0).squeeze(2).numpy(), left, top)
         _draw_title(axes, names, left + _WIDTH / 2, top, *of_image)
     return figure

@@ -3,7 +3,13 @@
 import pytest
 import yaml
 
-from lightning_trainer.session.settings import differences, dump_settings, flatten, read_yaml
+from lightning_trainer.session.settings import (
+    differences,
+    dump_settings,
+    flatten,
+    read_settings,
+    read_yaml,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,11 @@ def test_text_that_looks_like_a_number_stays_text(tmp_path):
     assert read_yaml(path) == settings
     assert """'3e-3'""" in path.read_text()
     assert yaml.safe_load(path.read_text()) == settings
+
+
+def test_a_name_that_is_not_utf8_is_written_and_read():
+    settings = {"root": "data/\udcff", "caf\u00e9": [1.5, {"x": None}]}
+    assert read_settings(dump_settings(settings)) == settings
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What the README promises is what happens."""
 
+import os
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ FILES = {
     "config.yaml",
     "log.txt",
     "environment.yaml",
+    "packages.txt",
     "run.json",
     "metrics.csv",
     "curves.png",
@@ -70,7 +72,7 @@ def test_the_test_command_installs_the_extra_and_runs_pytest():
 def test_each_line_of_the_log_excerpt_has_the_form_of_a_real_one(session):
     def form(line: str) -> str:
         line = re.sub(r"\S*session_\w+", "SESSION", line)
-        line = re.sub(r"(--logdir) .*", r"\1 FOLDER", line)
+        line = re.sub(r"(cli.py look) .*", r"\1 FOLDER", line)
         return re.sub(r"\s+", " ", re.sub(r"-inf|\d[\d.]*", "N", line))
 
     real = {form(line) for line in (session / "log.txt").read_text().splitlines()}
@@ -103,17 +105,19 @@ def place(session, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-LIGHT = ("sessions", "compare", "new")
+LIGHT = ("sessions", "compare", "new", "look", "prune")
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.split()[0] in LIGHT])
 def test_every_command_that_looks_at_sessions_or_starts_a_project_works(
-    run, session, place, command
+    run, session, place, command, monkeypatch
 ):
     arguments = shlex.split(command.replace("experiments/session_...", str(session)))
+    monkeypatch.setattr(os, "execv", lambda *args: sys.exit(0))  # TensorBoard would stay
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     shown = {"sessions": "lr1e-3", "compare": "Curves: ", "new": "configs/mine.yaml"}
+    shown |= {"look": "/#custom_scalars", "prune": "last.ckpt"}
     assert shown[arguments[0]] in out
 
 

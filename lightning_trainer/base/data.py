@@ -17,7 +17,12 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_trainer.base.copying import CopyAhead
-from lightning_trainer.base.hook_checks import check_dataset, refuse_several, require_hooks
+from lightning_trainer.base.hook_checks import (
+    check_dataset,
+    refuse_several,
+    require_hooks,
+)
+from lightning_trainer.base.predicting import refuse_predict_data
 from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 
 
@@ -112,6 +117,13 @@ class BaseDataModule(pl.LightningDataModule):
         random transforms (as in `random_crop_and_flip`). Or it may have torch's
         `__getitems__(indices)`, and `collate_fn(samples)` to make the batch from the result.
         """
+
+    def create_predict_data(self, path: str) -> None:
+        """Sets `self.predict_dataset` to the samples at a path, for `predict --predict_data PATH`.
+
+        Called after `create_data`.
+        """
+        refuse_predict_data(self, path)
 
     def setup(self, stage: str) -> None:
         """Calls `create_data`, for readers of the datasets before the loaders are made."""

@@ -7,12 +7,11 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_trainer.base.batches import Batch, count
+from lightning_trainer.base.batches import Batch, count, detach
 from lightning_trainer.base.compiling import CompiledStep, Mode, output_and_loss
 from lightning_trainer.base.hook_checks import (
     call_hook,
@@ -25,6 +24,7 @@ from lightning_trainer.base.losses import of_step
 from lightning_trainer.base.metrics import named_metrics, update_metrics
 from lightning_trainer.base.optimising import configure, optimise
 from lightning_trainer.base.precision import make_metrics, metrics_apart
+from lightning_trainer.base.predicting import default_columns
 from lightning_trainer.base.results import LogResults
 from lightning_trainer.base.tensorboard import writer_of
 from lightning_trainer.internals_of_hooks import CURRENT_HOOK
@@ -51,11 +51,9 @@ class BaseModule(pl.LightningModule):
     Args:
         vis_iterations: Iterations between two calls of `visualise` in training; 0 never calls it.
         score_name: Name of the metric that decides which checkpoint is best, or "loss" for the
-            validation loss, of a set of data "NAME/loss"; by default the first of `val_metrics` (a
-            `MetricCollection` made from a dict sorts its names).
+            validation loss, of a set "NAME/loss"; by default the first of `val_metrics`.
         score_mode: "max" or "min"; by default as the metric's `higher_is_better`, "min" of a loss.
-        channels_last: Lays the weights and activations of convolutions out as cuDNN and oneDNN
-            prefer it; with `--trainer.precision bf16-mixed` about twice as fast.
+        channels_last: Lays weights and activations of convolutions out as cuDNN and oneDNN like.
         compile: Mode of `torch.compile`, or true, for `forward_model` and `forward_loss` as one.
         fused: Makes Adam, AdamW and SGD fused on CUDA, where `create_optimiser` leaves that open.
     """
@@ -121,9 +119,8 @@ class BaseModule(pl.LightningModule):
 
         Each is a torchmetrics `Metric`, or a `MetricCollection` whose names appear in the log; one
         may be a `.clone()` of the other. Train metrics are over all training batches since the last
-        validation. On a GPU a metric may make the host wait in each batch; a run names such train
-        metrics: those of classification wait by `validate_args`, `ignore_index` and, if multiclass,
-        any `average` but "micro" (`torch.bincount` reads values back).
+        validation. On a GPU a metric may make the host wait in each batch; a run names such ones:
+        by `validate_args`, `ignore_index`, and any multiclass `average` but "micro".
         """
 
     @abstractmethod
@@ -142,10 +139,7 @@ class BaseModule(pl.LightningModule):
         """
 
     def update_metrics(self, metrics: Any, batch: Batch, output: Any) -> None:
-        """Adds one batch to `self.train_metrics` or `self.val_metrics`; `output` is detached.
-
-        Override it where `batch` has no "label", an integer tensor (B,).
-        """
+        """Adds a batch; override it where that has no "label", int (B,). `output` is detached."""
         try:
             labels = batch["label"]
         except (KeyError, TypeError, IndexError):
@@ -158,6 +152,10 @@ class BaseModule(pl.LightningModule):
         Called on the first process with detached `output`, every `vis_iterations` for a training
         batch (`mode` "train"), and for a validation's first ("val", of several sets "val/NAME").
         """
+
+    def prediction_columns(self, batch: Batch, output: Any) -> Mapping[str, Any]:
+        """Columns of `predict`'s table, B values each, by name; see `default_columns`."""
+        return default_columns(self, batch, output)
 
     @property
     def tensorboard(self) -> Any:
@@ -228,7 +226,7 @@ class BaseModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Returns the losses, and the output for the batches that are visualised."""
         output, step = self._forward(batch)
-        detached = apply_to_collection(output, Tensor, Tensor.detach)
+        detached = detach(output)
         self.update_metrics(self.train_metrics, batch, detached)
         if self.vis_iterations and (self.global_step + 1) % self.vis_iterations == 0:
             step["output"] = detached

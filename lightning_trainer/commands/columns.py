@@ -1,6 +1,7 @@
 """Chooses and sorts the columns of the table of sessions."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning_trainer.session.record import Record
 from lightning_trainer.session.secrets import scrub
 
 # Settings that get no column of their own: another column has them, or they say nothing.
-_NOT_COMPARED = ("tag", "output_path", "ckpt_path", "weights_only", "trainer.max_steps")
+NOT_COMPARED = ("tag", "output_path", "ckpt_path", "weights_only", "trainer.max_steps")
 _ABSENT = object()
 
 
@@ -20,7 +21,7 @@ def differing(records: Iterable[Record]) -> list[str]:
     """The options with differing values, the project's first; skips sessions without settings."""
     known = [record.settings for record in records if record.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
-    found = [name for name in names if name not in _NOT_COMPARED and _differ(name, known)]
+    found = [name for name in names if name not in NOT_COMPARED and _differ(name, known)]
     groups = ("model.", "data.")
     return sorted(found, key=lambda name: [not name.startswith(group) for group in groups])
 
@@ -42,6 +43,7 @@ def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
         "tag": record.tag,
         "started": record.started,
         "state": record.state,
+        "silent_hours": record.silent_hours,
         "iterations": record.iteration,
         "max_steps": record.max_steps,
         "score": record.score_name,
@@ -103,7 +105,8 @@ def score_of(record: Record) -> str | None:
     return f"{name} ({record.score_mode})" if name and record.score_mode else name
 
 
-def _number(score: float | None) -> str | None:
+def shown_number(score: float | None) -> str | None:
+    """A score as in tables; None if it is not known."""
     return None if score is None else format_number(score, 4)
 
 
@@ -116,19 +119,19 @@ def shown_columns(records: list[Record]) -> list[Column]:
     options = differing(records)
     return [
         Column("session", short_names(records), is_text=True),
-        Column("state", [record.state for record in records], is_text=True),
+        Column("state", [_state(record) for record in records], is_text=True),
         Column("iterations", [_iterations(record) for record in records]),
         Column("score", cells(map(score_of, records)), is_text=True),
-        Column("best", cells(_number(record.best_score) for record in records)),
+        Column("best", cells(shown_number(record.best_score) for record in records)),
         Column("at", cells(record.best_iteration for record in records)),
-        *(_option_column(records, option, options) for option in options),
-        Column("hours", cells(_clock(record.hours) for record in records)),
+        *option_columns(records, options),
+        Column("hours", cells(shown_clock(record.hours) for record in records)),
         Column("examples/s", cells((record.examples_per_s for record in records), ".1f")),
         Column("commit", cells(record.commit for record in records), is_text=True),
     ]
 
 
-def _clock(hours: float | None) -> str | None:
+def shown_clock(hours: float | None) -> str | None:
     """E.g. 1:02:03, with seconds for a test run's sake."""
     if hours is None:
         return None
@@ -136,26 +139,41 @@ def _clock(hours: float | None) -> str | None:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+def _state(record: Record) -> str:
+    """E.g. "running, silent for 2 h": such a run may hang."""
+    if record.silent_hours is None:
+        return record.state
+    hours = record.silent_hours
+    told = f"{hours:.0f} h" if hours >= 1.5 else f"{hours * 60:.0f} min"
+    return f"{record.state}, silent for {told}"
+
+
 def _iterations(record: Record) -> str:
     done = "?" if record.iteration is None else str(record.iteration)
     return f"{done}/{record.max_steps}" if record.max_steps else done
 
 
-def _option_column(records: list[Record], option: str, options: list[str]) -> Column:
-    """An option's column; its title is the option's last word where that is unique."""
-    last = option.rpartition(".")[2]
-    is_clear = sum(other.rpartition(".")[2] == last for other in options) == 1
+def option_columns(records: Sequence[Record], options: Sequence[str]) -> list[Column]:
+    """A column for each option; its title is the option's last word where that is unique."""
+    lasts = [option.rpartition(".")[2] for option in options]
+    return [
+        _option_column(records, option, last if lasts.count(last) == 1 else option)
+        for option, last in zip(options, lasts, strict=True)
+    ]
+
+
+def _option_column(records: Sequence[Record], option: str, title: str) -> Column:
     values = [scrub({option: record.settings.get(option, _ABSENT)})[option] for record in records]
     cells = ["-" if value is _ABSENT else show_value(value) for value in values]
     is_text = any(isinstance(value, str | list) for value in values)
-    is_class = last == "class_path"
+    is_class = option.endswith(".class_path")
     short = [
         _class_names([value] if is_class else value) or cell
         for value, cell in zip(values, cells, strict=True)
     ]
     if len({*short}) == len({*cells}):  # class names without their modules are unique
         cells = short
-    title = option.removesuffix(".class_path") if is_class else last if is_clear else option
+    title = option.removesuffix(".class_path") if is_class else title
     return Column(title, cells, is_text)
 
 
@@ -168,8 +186,17 @@ def _class_names(value: Any) -> str:
 
 
 def short_names(records: list[Record]) -> list[str]:
-    """The folders' names, without the prefix and, if all have the same, without the machine."""
+    """The folders' names, without the prefix and, if all have the same, without the machine.
+
+    Where sessions lie in several folders, e.g. in an archive, those below the first have theirs.
+    """
     matches = [NAME.fullmatch(record.path.name) for record in records]
     machines = {match["machine"] if match else None for match in matches}
     prefix = f"session_{machines.pop()}_" if len(machines) == 1 and all(matches) else "session_"
-    return [record.path.name.removeprefix(prefix) for record in records]
+    parents = [record.path.parent.absolute() for record in records]
+    top = os.path.commonpath(parents) if len({*parents}) > 1 else None
+    short = [record.path.name.removeprefix(prefix) for record in records]
+    return [
+        str(parent.relative_to(top) / name) if top else name
+        for parent, name in zip(parents, short, strict=True)
+    ]

@@ -4,17 +4,28 @@ import argparse
 import contextlib
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_trainer.commands.beside import write_beside
 from lightning_trainer.commands.columns import score_of, short_names, shown_columns
+from lightning_trainer.commands.groups import (
+    Group,
+    add_over,
+    group_columns,
+    group_sessions,
+    mean_curves,
+)
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.sessions import (
     find_sessions,
-    format_records,
+    format_rows,
     tell_damage,
     terminal_width,
 )
+from lightning_trainer.commands.spread import describe_spread
 from lightning_trainer.commands.table import Column, format_table, show_text
+from lightning_trainer.session.imports import NAME
 from lightning_trainer.session.metrics_csv import Curve, MetricsReader
 from lightning_trainer.session.record import Record
 
@@ -30,25 +41,45 @@ def compare(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         records = find_records(options.sessions, Path(options.folder))
+        groups, differ = group_sessions(records, options.over) if options.over else ([], [])
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
-    print(_side_by_side(records), end="", flush=True)
+    columns = group_columns(groups, differ) if groups else shown_columns(records)
+    labels = [group.label for group in groups] or _labels(records)
+    print(_side_by_side(labels, columns), *describe_spread(groups), sep="\n", flush=True)
     tell_damage(records)
     _tell_scores(records)
     try:
-        curves = read_curves(records, options.number)
+        _draw(records, groups, options)
+        if options.predictions:
+            folders = {label: r.path for label, r in zip(_labels(records), records, strict=True)}
+            print(*write_beside(folders, options.predictions), sep="\n")
+            print(f"Predictions: {options.predictions}")
+    except OSError as ex:
+        parser.error(f"`--predictions` is {str(options.predictions)!r}: {ex.strerror}")
     except ValueError as ex:
         parser.error(str(ex))
+    return 0
+
+
+def _draw(records: list[Record], groups: Sequence[Group], options: argparse.Namespace) -> None:
+    curves, spreads, title = read_curves(records, options.number), None, ""
+    if groups:
+        title = f"mean over {' and '.join(options.over)}, with its standard deviation"
+        named = dict(zip(map(id, records), _labels(records), strict=True))
+        members = {g.label: [named[id(r)] for r in g.counted or g.records] for g in groups}
+        curves, spreads = mean_curves(curves, members)
     from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
 
     try:
         modes = {record.score_name: record.score_mode for record in records}
-        draw_curves(curves, options.smooth, options.output, None, modes)
+        draw_curves(curves, options.smooth, options.output, None, modes, spreads, title)
     except (OSError, ValueError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else ex
-        parser.error(f"`--output` is {str(options.output)!r}, which can't be written: {reason}")
+        raise ValueError(
+            f"`--output` is {str(options.output)!r}, which can't be written: {reason}"
+        ) from None
     print(f"Curves: {options.output}")
-    return 0
 
 
 def _parser() -> CommandParser:
@@ -65,12 +96,15 @@ def _parser() -> CommandParser:
         default="experiments",
         help="where tags and names are looked for (default: experiments)",
     )
+    add_over(parser)
     parser.add_argument(
         "--number",
         action="append",
         metavar="NAME",
         help="what to draw, e.g. val/loss; may be repeated (default: loss and score)",
     )
+    what = "writes a CSV: the sessions' predictions beside each other"
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help=what)
     parser.add_argument(
         "--smooth",
         type=_weight,
@@ -128,23 +162,22 @@ def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
 
 
 def _labels(records: list[Record]) -> list[str]:
-    """The unique tags; for sessions without one the names of their folders."""
-    tags, paths = [record.tag for record in records], [str(record.path) for record in records]
+    """The unique tags; for sessions without one, and renamed ones, the names of their folders."""
+    tags = [record.tag if NAME.fullmatch(record.path.name) else "" for record in records]
+    paths = [str(record.path) for record in records]
     pairs = zip(tags, short_names(records), strict=True)
     labels = [show_text(tag if tag and tags.count(tag) == 1 else name) for tag, name in pairs]
     return labels if len({*labels}) == len(labels) else paths
 
 
-def _side_by_side(records: list[Record]) -> str:
-    """A column for each session, or a row where the columns are too wide for the terminal."""
-    rows = shown_columns(records)[1:]  # the label replaces the first
+def _side_by_side(labels: list[str], columns: list[Column]) -> str:
+    """A column for each label, or a row where the columns are too wide for the terminal."""
+    rows = columns[1:]  # the label replaces the first
     titles = Column("", [column.title for column in rows], is_text=True)
     cells = zip(*(column.cells for column in rows), strict=True)
-    turned = [
-        Column(label, list(column)) for label, column in zip(_labels(records), cells, strict=True)
-    ]
+    turned = [Column(label, list(column)) for label, column in zip(labels, cells, strict=True)]
     text, left_out = format_table([titles, *turned], terminal_width())
-    return format_records(records, "table") if left_out else text
+    return (format_rows([], columns, "table") if left_out else text).rstrip("\n")
 
 
 def _tell_scores(records: list[Record]) -> None:

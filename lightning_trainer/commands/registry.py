@@ -29,17 +29,23 @@ COMMANDS = {
     "fit": Command("Trains a model: a new session, or with --ckpt_path one that goes on."),
     "validate": Command("Scores a session's best checkpoint on the validation data."),
     "test": Command("Scores a session's best checkpoint on the test data."),
-    "predict": Command("Writes a session's best checkpoint's outputs to predictions.pt."),
+    "predict": Command("Writes the outputs of a session's best checkpoint to a table."),
     "check": Command(
         "Finds well-known silent mistakes before a training.", "start.check_command:check"
     ),
     "verify": Command("Proves that restarts of a project are exact.", "verify.command:verify"),
+    "export": Command("Writes a session's weights alone.", "start.export_command:export"),
     "new": Command("Starts a project that trains at once.", "commands.new:new"),
     "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
+    "look": Command("Starts TensorBoard, with sessions called by tag.", "commands.look:look"),
+    "prune": Command("Deletes what no one needs of old sessions.", "commands.prune:prune"),
     "compare": Command(
         "Shows what differs between sessions, and draws their curves.", "commands.compare:compare"
     ),
 }
+
+# `fit` with the option `--seeds`.
+OF_SEEDS = Command("Trains with one seed after the other.", "commands.seeds:fit_seeds")
 
 HELP = """\
 usage: python cli.py COMMAND [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]
@@ -47,14 +53,20 @@ usage: python cli.py COMMAND [--config FILE] [--ckpt_path PATH] [--OPTION VALUE 
 Trains, tests and applies a project's model. Each run has a session folder.
 
     fit --config configs/digits.yaml             a new session
+    fit --config ... --seeds 0,1,2               a session for each seed; again: the unfinished ones
+    fit --config ... --on_event 'COMMAND'        tells of new best scores and the end; --notify URL
     fit --config ... --init_from PATH            a new session that begins with other weights
     fit --ckpt_path experiments/session_...      goes on exactly where that session stopped
     test --ckpt_path experiments/session_...     its best checkpoint; so do validate and predict
+    export experiments/session_...               its weights alone; --onnx: the model as well
     check --config configs/digits.yaml           finds well-known silent mistakes beforehand
     verify --config configs/digits.yaml          proves that restarts of this project are exact
     new NAME                                     starts a project that trains at once
     sessions                                     a table of all sessions
+    sessions --over seed_everything              a row for each setting: mean and spread over seeds
     compare SESSION SESSION ...                  what differs, and their curves in one picture
+    look                                         TensorBoard, with sessions called by their tags
+    prune                                        what could be deleted; --yes deletes it
 
 Any key of a config file is an option as well and wins over the file:
 

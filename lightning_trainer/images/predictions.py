@@ -10,6 +10,7 @@ from torch import Tensor
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _COLUMNS, _FEWEST_COLUMNS = 8, 3  # a title is about as wide as three
+_WIDTH, _HEIGHT, _TITLE, _GAP = 1.5, 1.9, 0.42, 0.06  # inches of a part of the figure
 
 
 _REMEDY = "draw other things by a figure of your own"
@@ -69,15 +70,16 @@ def draw_predictions(
     names = classes or [str(k) for k in range(output.shape[1])]
     n_columns = min(max(len(images), _FEWEST_COLUMNS), _COLUMNS)
     n_rows = max(math.ceil(len(images) / n_columns), 1)
-    figure = Figure(figsize=(1.5 * n_columns, 1.9 * n_rows), layout="constrained")
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    figure = Figure(figsize=(size := (_WIDTH * n_columns, _HEIGHT * n_rows)))
+    # One diagram, in inches, for all: one for each takes six times as long, and a validation waits.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
+    axes.set_axis_off()
     values = (t.tolist() for t in (labels, predicted, probabilities))
-    rows = zip(_scaled(images), *values, strict=True)
-    for axes, (image, *of_image) in zip(grid.flat, rows, strict=False):
-        axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
-        _set_title(axes, names, *of_image)
+    for n, (image, *of_image) in enumerate(zip(_scaled(images), *values, strict=True)):
+        row, column = divmod(n, n_columns)
+        left, top = _WIDTH * column, _HEIGHT * row + _TITLE
+        _draw_image(axes, image.permute(1, 2, 0).squeeze(2).numpy(), left, top)
+        _draw_title(axes, names, left + _WIDTH / 2, top, *of_image)
     return figure
 
 
@@ -89,9 +91,21 @@ def _scaled(images: Tensor) -> Tensor:
     return (images.float() - low) / (high - low).clamp(min=1e-12)
 
 
-def _set_title(
-    axes: Axes, names: Sequence[str], label: int, found: int, probability: float
+def _draw_image(axes: Axes, pixels: Any, left: float, top: float) -> None:
+    """Draws it as large as fits below its title, with its own ratio of sides."""
+    H, W = pixels.shape[:2]
+    width, height = _WIDTH - _GAP, _HEIGHT - _TITLE - _GAP / 2
+    scale = min(width / W, height / H)
+    x, y = left + (_WIDTH - scale * W) / 2, top + (height - scale * H) / 2
+    extent = (x, x + scale * W, y + scale * H, y)
+    # The axis of y goes down, so that the first row of pixels is on top.
+    axes.imshow(pixels, cmap="gray", extent=extent, aspect="auto")
+
+
+def _draw_title(
+    axes: Axes, names: Sequence[str], x: float, y: float, label: int, found: int, probability: float
 ) -> None:
     true = names[label] if 0 <= label < len(names) else label  # e.g. an ignored one
     title = f"{names[found]} {probability:.2f}" + ("" if found == label else f"\ntrue: {true}")
-    axes.set_title(title, fontsize=9, color="black" if found == label else "#D55E00")
+    colour = "black" if found == label else "#D55E00"
+    axes.text(x, y - _GAP / 2, title, fontsize=9, color=colour, ha="center", va="bottom")

@@ -1,5 +1,6 @@
 """EvaluationBar: a progress bar for validation, test and prediction."""
 
+import os
 import sys
 from typing import Any
 
@@ -45,5 +46,6 @@ class EvaluationBar(RunCallback):
     on_exception = on_validation_epoch_end
 
     def _start(self, trainer: pl.Trainer, n_batches: list[int | float]) -> None:
-        if trainer.is_global_zero and sys.stderr.isatty() and not trainer.progress_bar_callback:
+        can_draw = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        if trainer.is_global_zero and can_draw and not trainer.progress_bar_callback:
             self._bar = tqdm(total=sum(n_batches), dynamic_ncols=True)

@@ -1,38 +1,142 @@
-"""WritePredictions: the outputs of `predict` in the session folder."""
+"""WritePredictions: the outputs of `predict` in the session folder, and a table of them."""
 
-from collections.abc import Sequence
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.checkpoints.files import write_whole
 from lightning_trainer.run.state import RunState
+from lightning_trainer.session.settings import replace_text
+
+Columns = dict[str, list[Any]]
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes the outputs of all batches to `predictions.pt`, a list in the order of the batches.
+    """Writes `predictions.csv`, a row for each sample, and `predictions.pt`.
 
-    Other processes write `predictions_rank1.pt` and so on. Where a session may only be read,
-    the file is in the current folder and has the session's name.
+    The rows are what the module's `prediction_columns` gives, with the sample's number in the data
+    set. With pyarrow there is `predictions.parquet` as well. `predictions.pt` has the outputs of
+    all batches, a list; other processes write `predictions_rank1.pt` and so on. With
+    `--predict_data PATH` the names begin with `predictions_` and the name of what is there. Where a
+    session may only be read, the files are in the current folder and have the session's name.
     """
 
     def __init__(self, run: RunState) -> None:
-        super().__init__(write_interval="epoch")
+        super().__init__(write_interval="batch_and_epoch")
         self.run = run
+        self._columns: Columns = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Lets the data module find the samples of `--predict_data`."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "predict" and self.run.predict_data:
+            BaseDataModule.setup(data, stage)
+            data.create_predict_data(self.run.predict_data)
+
+    def write_on_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Adds the rows of a batch.
+
+        Raises:
+            ValueError: If the columns have other lengths or names than those before.
+        """
+        if not hasattr(pl_module, "prediction_columns"):
+            return
+        given = pl_module.prediction_columns(batch, prediction)
+        columns = {name: [*values] for name, values in given.items()}
+        n = len(next(iter(columns.values()), ()))
+        before = len(self._columns.get("index", ()))
+        index = batch_indices if len(batch_indices or ()) == n else None
+        columns = {"index": [*(index or range(before, before + n))], **columns}
+        lengths = {name: len(values) for name, values in columns.items()}
+        is_new = bool(self._columns) and columns.keys() != self._columns.keys()
+        if len({*lengths.values()}) > 1 or is_new:
+            raise ValueError(
+                f"`{type(pl_module).__name__}.prediction_columns` has given {lengths} values: "
+                "return as many for each name, and the same names for each batch"
+            )
+        for name, values in columns.items():
+            self._columns.setdefault(name, []).extend(values)
 
     def write_on_epoch_end(
-        self, trainer: pl.Trainer, pl_module: Any, predictions: Sequence[Any], *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        predictions: Sequence[Any],
+        *_: Any,
     ) -> None:
-        rank, session = trainer.global_rank, self.run.session.path
-        name = f"predictions_rank{rank}.pt" if rank else "predictions.pt"
-        path = session / name
+        rank = trainer.global_rank
+        name = f"predictions{_suffix(self.run.predict_data)}"
+        ranked = f"{name}_rank{rank}.pt" if rank else f"{name}.pt"
+        folder, prefix = self.run.session.path, ""
         try:
-            write_whole(predictions, path)
+            write_whole(predictions, folder / ranked)
         except OSError:
             if not self.run.is_guest:
                 raise
-            path = Path(f"{session.absolute().name}_{name}")
-            write_whole(predictions, path)
-        print(f"Predictions saved to: {path}", flush=True)
+            folder, prefix = Path(), f"{folder.absolute().name}_"
+            write_whole(predictions, folder / f"{prefix}{ranked}")
+        print(f"Predictions saved to: {folder / f'{prefix}{ranked}'}", flush=True)
+        table = _sorted(_joined(self.run.processes.gather(self._columns)))
+        self._columns = {}
+        if trainer.is_global_zero and len(table) > 1:  # more than the index
+            path = folder / f"{prefix}{name}.csv"
+            replace_text(path, _as_csv(table))
+            print(f"Table saved to: {path}{_write_parquet(table, path)}", flush=True)
+
+
+def _suffix(data: str | None) -> str:
+    return f"_{re.sub(r'[^A-Za-z0-9.-]', '_', Path(data).absolute().name)}" if data else ""
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    names = next((part.keys() for part in parts if part), ())
+    return {name: [value for part in parts for value in part.get(name, ())] for name in names}
+
+
+def _sorted(table: Columns) -> Columns:
+    """In the order of the data set, which several processes share out among them."""
+    order = sorted(range(len(table.get("index", ()))), key=lambda n: table["index"][n])
+    return {name: [values[n] for n in order] for name, values in table.items()}
+
+
+def _as_csv(table: Mapping[str, Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    columns = [[_shown(value) for value in values] for values in table.values()]
+    writer.writerows(zip(*columns, strict=True))
+    return text.getvalue()
+
+
+def _shown(value: Any) -> Any:
+    """Numbers with six digits: predictions.pt and the Parquet file have all of them."""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _write_parquet(table: Mapping[str, Sequence[Any]], path: Path) -> str:
+    """Writes it beside the CSV where pyarrow is installed; returns what to say of it."""
+    try:
+        import pyarrow
+        from pyarrow.parquet import write_table
+    except ImportError:
+        return ""
+    part = path.with_suffix(".parquet.tmp")
+    write_table(pyarrow.table(dict(table)), part)
+    part.replace(path.with_suffix(".parquet"))
+    return f" and {path.with_suffix('.parquet').name}"

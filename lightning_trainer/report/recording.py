@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_trainer.checkpoints.early import early_end
 from lightning_trainer.report.loggers import MetricsFile, warn_of_disk
 from lightning_trainer.report.summary import signal_of
 from lightning_trainer.run.device import describe_gpus
@@ -68,7 +69,8 @@ class RecordRun(RunCallback):
         self._complete(trainer)  # also where only these rows were left to do
         reason, by = f"all {self.run.iteration} iterations are done", ""
         if self.run.iteration < self.run.n_iterations:
-            reason, by = "it was stopped early", "a callback or `trainer.max_time`"
+            by, reason = early_end(trainer)
+            reason, by = reason or "it was stopped early", by or "a hook that ended the epoch"
         self._end(trainer, "finished", reason, by)
 
     def teardown(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
@@ -105,6 +107,7 @@ class RecordRun(RunCallback):
         if trainer.state.fn == "fit":
             record.iteration = run.iteration
             record.times = times or asdict(run.times)
+            record.used = {**run.used}
             if math.isfinite(run.n_iterations):
                 record.n_iterations = int(run.n_iterations)
             if best := run.best:

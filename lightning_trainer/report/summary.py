@@ -1,6 +1,5 @@
 """Summarise: the words at the start and at the end of a run."""
 
-import shlex
 import signal
 import sys
 from typing import Any
@@ -9,10 +8,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.base.data import SessionLoader
+from lightning_trainer.checkpoints.early import early_end, options_to_go_on
 from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.report.speed import speed_line
+from lightning_trainer.report.usage import describe_use
 from lightning_trainer.run.state import RULE, RunCallback, RunTimes
-from lightning_trainer.session.folder import go_on_command
+from lightning_trainer.session.folder import go_on_command, look_command
 from lightning_trainer.session.number import format_number
 from lightning_trainer.session.run_record import RunRecord
 
@@ -52,10 +53,10 @@ class Summarise(RunCallback):
         if record:
             record.end("finished", "nothing was left to do", "")
             record.write(folder)
-        raise ValueError(
-            f"nothing left to do: iteration {trainer.global_step} is the last one. To go on, "
-            "raise `--trainer.max_epochs`"
-        )
+        why, limit = f"iteration {trainer.global_step} is the last one", "max_epochs"
+        if options_to_go_on(trainer):
+            (_, why), limit = early_end(trainer), "max_time"
+        raise ValueError(f"nothing left to do: {why}. To go on, raise `--trainer.{limit}`")
 
     def _print(self, trainer: pl.Trainer, title: str) -> None:
         self._training = False
@@ -75,22 +76,27 @@ class Summarise(RunCallback):
         score = (
             f"{format_number(best.score, 4)} at iteration {best.iteration}" if best else "none yet"
         )
+        by, reason = early_end(trainer)
         lines: list[tuple[str, Any]] = [
+            *([("Stopped by", f"{by}: {reason}")] if by else []),
             ("Best score", score),
             ("Total time", f"{format_duration(times.elapsed_s)} ({_shares(times)})"),
         ]
         if times.iterations_s:
             unit = getattr(trainer.lightning_module, "examples_unit", "examples").capitalize()
             lines.append((f"{unit}/s", f"{times.examples / times.iterations_s:.1f}"))
+        if self.run.used:
+            lines.append(("Memory", describe_use(self.run.used)))
         lines.append(("Folder", session.path))
         if session.last_checkpoint.exists():
             limit = "max_epochs" if trainer.max_steps < 0 else "max_steps"
             done = trainer.global_step >= trainer.estimated_stepping_batches
             more = f" --trainer.{limit} N" if done and self.run.complete else ""
+            more += options_to_go_on(trainer)
             lines.append(("To go on", go_on_command("fit", session.path) + more))
         if session.best_checkpoint.exists():
             lines.append(("To test", go_on_command("test", session.path)))
-        lines.append(("To look", f"tensorboard --logdir {shlex.quote(str(session.path.parent))}"))
+        lines.append(("To look", look_command(session.path.parent)))
         return lines
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from lightning_trainer.run.processes import Processes
 from lightning_trainer.session.folder import Session
+from lightning_trainer.session.notices import Notifier
 
 
 @dataclass
@@ -101,7 +103,7 @@ class LossSum:
         if since != self._since:
             self._sum.zero_()
             self._n_batches, self._since = 0, since
-        self._sum.add_(loss.reshape(()), alpha=scale)
+        self._sum.add_(loss.reshape(()) if loss.ndim else loss, alpha=scale)
         self._n_batches += 1
 
     def total(self, since: int) -> tuple[float, int]:
@@ -129,8 +131,11 @@ class RunState:
     save_minutes: float = 10.0  # a crash loses at most so much training
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written
+    fast_loop: bool = True  # whether batches run without Lightning's own loop, where they can
     is_guest: bool = False  # whether nothing may be written into the folder
     is_sessions_own: bool = True  # False for a test of a session that was trained
+    predict_data: str | None = None  # what `predict` is given in place of `predict_dataset`
+    notifier: Notifier | None = None  # where the command line asks for messages
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
     at_end: Callable[[Callable[[], object]], object] = atexit.register  # registers a clean-up
@@ -163,6 +168,9 @@ class RunState:
     # PrintProgress
     line: Progress | None = None  # the newest log line
     times: RunTimes = field(default_factory=RunTimes)
+
+    # MeasureUse
+    used: Mapping[str, float] = field(default_factory=dict)  # memory_gb, gpu_percent, ...
 
     # RecordRun
     kept_rows: Sequence[Mapping[str, Any]] = ()  # of metrics.csv, in the checkpoint that is loaded
@@ -223,7 +231,8 @@ class RunState:
         return cls._of_trainer[trainer]
 
 
-RULE = "-" * 82  # between the blocks of the log
+# Between the blocks of the log; no wider than a terminal.
+RULE = "-" * min(82, shutil.get_terminal_size((82, 24)).columns)
 
 
 class RunCallback(Callback):

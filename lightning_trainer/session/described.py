@@ -120,6 +120,28 @@ class DescribedFolder:
         self._write(self.environment, yaml.safe_dump(recorded, sort_keys=False))
         return changes
 
+    def record_packages(self, now: Mapping[str, str]) -> list[str]:
+        """Writes packages.txt, for `pip install -r`; later starts with others get packages_1.txt.
+
+        Returns:
+            A line for each difference from the first start, without those of environment.yaml.
+        """
+        first = self.path / "packages.txt"
+        content = "".join(f"{name}=={version}\n" for name, version in now.items()).encode()
+        if not os.path.lexists(first):
+            write_anew(first, content)
+            return []
+        if _holds(first, content):
+            return []
+        if not any(_holds(path, content) for path in self.path.glob("packages_*.txt")):
+            write_anew(_unused(self.path, "packages_{}.txt"), content)
+        lines = read_bounded(first, _MOST_BYTES).decode(errors="replace").splitlines()
+        before = dict(line.partition("==")[::2] for line in lines)
+        told = (read_yaml(self.environment) or {}).get("packages") or {}
+        names = [name for name in {**before, **now} if name not in told]
+        old, new = ({name: each.get(name) for name in names} for each in (before, now))
+        return differences(old, new, "packages.")
+
     def _read_environment(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The content of environment.yaml, if any, and a line if it is damaged and kept aside."""
         recorded = read_yaml(self.environment)

@@ -8,7 +8,7 @@ python -m lightning_trainer.session.drawing FOLDER val/accuracy max 0.981 300
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FEW_POINTS = 30  # get markers
 _FEW_CURVES = 4  # have their legend above the diagrams
+_MOST_IN_A_ROW = 3  # diagrams
+_WIDE = 30  # a loss whose highest value is so many times its lowest has a logarithmic axis
+
+Placed = tuple[Sequence[float], list[float]]  # iterations, maybe between two, and values
+Spread = tuple[Sequence[float], Sequence[float]]  # the lower and the upper edge of a band
 
 
 def draw_curves(
@@ -42,39 +47,52 @@ def draw_curves(
     output: Path,
     marks: Mapping[str, tuple[int, float]] | None = None,
     modes: Mapping[str | None, str | None] | None = None,
+    spreads: Mapping[str, Mapping[str, Spread]] | None = None,
+    title: str = "",
 ) -> None:
-    """Draws one diagram for each number, with a curve for each session.
+    """Draws one diagram for each number, with a curve for each session, by name and label.
 
-    Args:
-        numbers: By the number's name and the session's label, its curve.
-        smooth: Weight of earlier values in a moving mean, from 0 to below 1. Above 0 the curve
-            itself is drawn faintly.
-        output: The file; its suffix sets the format.
-        marks: By the number's name, iteration and value of a point to mark.
-        modes: By the number's name, "max" if a higher one is better, "min" if a lower one is.
+    The training's numbers are means over the iterations since the one before, and are drawn in the
+    middle of these. `smooth` is the weight of earlier values in a moving mean. `marks` has
+    iteration and value of a point to mark, `modes` "max" if a higher number is better and "min" if
+    a lower one is, `spreads` the edges of a band around a curve.
 
     Raises:
         OSError: If the file can't be written.
         ValueError: If the format is not known.
     """
     labels = list(dict.fromkeys(label for curves in numbers.values() for label in curves))
-    n_columns, n_rows = min(len(numbers), 2), math.ceil(len(numbers) / 2)
-    beside = len(labels) > _FEW_CURVES
-    size = (5.5 * n_columns + 2.0 * beside, 3.8 * n_rows)
+    n_columns = min(len(numbers), _MOST_IN_A_ROW)
+    n_rows = math.ceil(len(numbers) / n_columns)
+    beside = len(labels) > _FEW_CURVES or len("".join(labels)) > _LONGEST_TITLE
+    size = (max(4.6 * n_columns + 2.4 * beside, 5.5), 3.8 * n_rows)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     lines: dict[str, Line2D] = {}
     for n, (name, curves) in enumerate(numbers.items(), start=1):
-        better = {"max": " (higher is better)", "min": " (lower is better)"}
-        title = name + better.get((modes or {}).get(name) or "", "")
-        axes = _label(figure.add_subplot(n_rows, n_columns, n), title)
-        for label, curve in curves.items():
-            lines[label] = _draw_curve(axes, curve, smooth, labels.index(label))
+        mode = (modes or {}).get(name)
+        axes = figure.add_subplot(n_rows, n_columns, n, sharex=figure.axes[0] if n > 1 else None)
+        _label(axes, name + _BETTER.get(mode or "", ""))
+        if mode != "max" and _is_wide(curves):
+            axes.set_yscale("log")
+        lines |= _draw_number(axes, name, curves, labels, smooth, (spreads or {}).get(name) or {})
         if marks and name in marks:
             _mark(axes, *marks[name])
-    place, n_legend = ("right upper", 1) if beside else ("upper center", len(labels))
-    legend: dict[str, Any] = {"loc": f"outside {place}", "ncols": n_legend}
-    figure.legend([*lines.values()], [*lines], handlelength=3, frameon=False, **legend)
+    _add_legend(figure, lines, _the_same(numbers), beside)
+    figure.suptitle(_shortened(title), fontsize=10)
     figure.savefig(output)
+
+
+_BETTER = {"max": " (higher is better)", "min": " (lower is better)"}
+
+
+def _add_legend(
+    figure: Figure, lines: Mapping[str, Line2D], same: Mapping[str, str], beside: bool
+) -> None:
+    names = [f"{label} (same as {same[label]})" if label in same else label for label in lines]
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(names)}
+    if beside:
+        place = {"loc": "outside right upper"}
+    figure.legend([*lines.values()], names, handlelength=3, frameon=False, **place)
 
 
 def _label(axes: Axes, name: str) -> Axes:
@@ -84,7 +102,21 @@ def _label(axes: Axes, name: str) -> Axes:
     return axes
 
 
-def _draw_curve(axes: Axes, curve: Curve, smooth: float, n: int) -> Line2D:
+def _placed(curve: Curve, name: str, label: str) -> Placed:
+    """The curve with a training's means in the middle of the iterations that they are of."""
+    iterations, values = curve
+    if not (name.startswith("train/") or label == "train"):
+        return curve
+    return [(a + b) / 2 for a, b in zip([0, *iterations], iterations, strict=False)], values
+
+
+def _is_wide(curves: Mapping[str, Curve]) -> bool:
+    """Whether a logarithmic axis shows more of these curves."""
+    values = [v for _, curve in curves.values() for v in curve if math.isfinite(v)]
+    return bool(values) and min(values) > 0 and max(values) > _WIDE * min(values)
+
+
+def _draw_curve(axes: Axes, curve: Placed, smooth: float, n: int) -> Line2D:
     """Draws the n-th session's curve; returns the line for the legend."""
     iterations, values = map(np.asarray, curve)
     colour, style = _COLOURS[n % len(_COLOURS)], _STYLES[n % len(_STYLES)]
@@ -98,10 +130,68 @@ def _draw_curve(axes: Axes, curve: Curve, smooth: float, n: int) -> Line2D:
     return line
 
 
+def _draw_number(
+    axes: Axes,
+    name: str,
+    curves: Mapping[str, Curve],
+    labels: Sequence[str],
+    smooth: float,
+    spreads: Mapping[str, Spread],
+) -> dict[str, Line2D]:
+    placed = {label: _placed(curve, name, label) for label, curve in curves.items()}
+    drawn = {
+        label: _draw_curve(axes, curve, smooth, labels.index(label))
+        for label, curve in placed.items()
+    }
+    for label, spread in spreads.items():
+        _draw_spread(axes, placed[label], spread, smooth, drawn[label])
+    _widen_the_same(drawn, curves)
+    return drawn
+
+
+def _draw_spread(axes: Axes, curve: Placed, spread: Spread, smooth: float, line: Line2D) -> None:
+    """A band, or a bar where there is one point."""
+    edges = [smoothen(np.asarray(edge), smooth) for edge in spread]
+    colour = line.get_color()
+    if len(edges[0]) == 1:
+        axes.vlines(curve[0], edges[0], edges[1], color=colour, linewidth=4, alpha=0.3)
+    axes.fill_between(curve[0], edges[0], edges[1], color=colour, alpha=0.15, linewidth=0)
+
+
+def _widen_the_same(lines: Mapping[str, Line2D], curves: Mapping[str, Curve]) -> None:
+    """Makes curves that coincide as wide as it takes to see each of them."""
+    of_curve: dict[str, list[Line2D]] = {}
+    for label, line in lines.items():
+        of_curve.setdefault(repr(curves[label]), []).append(line)
+    for same in of_curve.values():
+        for n_above, line in enumerate(reversed(same)):
+            line.set_linewidth(1.5 + 2.5 * n_above)
+            line.set_markersize(3.5 + 2.5 * n_above)
+
+
+def _the_same(numbers: Mapping[str, Mapping[str, Curve]]) -> dict[str, str]:
+    """By the label of a session, the first one with the same curves of all numbers."""
+    labels = dict.fromkeys(label for curves in numbers.values() for label in curves)
+    first: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for label in labels:
+        text = repr([curves.get(label) for curves in numbers.values()])
+        if first.setdefault(text, label) != label:
+            found[label] = first[text]
+    return found
+
+
 def _mark(axes: Axes, iteration: int, value: float) -> None:
     axes.axvline(iteration, color="grey", linestyle=":", linewidth=1)
     axes.plot(iteration, value, "*", color="black", markersize=11, zorder=3)
     axes.set_title(f"best: {value:.4g} at iteration {iteration:,}", fontsize=10)
+
+
+def _shortened(title: str) -> str:
+    return title if len(title) <= _LONGEST_TITLE else f"..{title[2 - _LONGEST_TITLE :]}"
+
+
+_LONGEST_TITLE = 90  # characters
 
 
 def smoothen(values: Array, weight: float) -> Array:
@@ -130,7 +220,9 @@ def draw_session(folder: Path, score_key: str, mode: str, best: tuple[int, float
     }
     if numbers := {name: of_modes for name, of_modes in numbers.items() if of_modes}:
         part = without_link(folder / "curves.tmp.png")
-        draw_curves(numbers, 0.0, part, {score: best} if best else {}, {score: mode})
+        marks = {score: best} if best else {}
+        modes: dict[str | None, str | None] = {score: mode, "loss": "min"}
+        draw_curves(numbers, 0.0, part, marks, modes, title=folder.name)
         part.replace(folder / "curves.png")
 
 

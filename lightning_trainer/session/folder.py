@@ -140,9 +140,18 @@ def check_tag(tag: str | None) -> None:
 
 def go_on_command(command: str, path: Path) -> str:
     """The command line that runs `command` (fit, test, ...) on a session folder."""
+    return _command_line(command, "--ckpt_path", str(path))
+
+
+def look_command(folder: Path) -> str:
+    """The command line that shows the sessions of a folder in TensorBoard."""
+    return _command_line("look", str(folder))
+
+
+def _command_line(*words: str) -> str:
     *module, script = program()
     script = script if module else os.path.relpath(script)
-    return shlex.join(["python", *module, script, command, "--ckpt_path", str(path)])
+    return shlex.join(["python", *module, script, *words])
 
 
 def _is_of_session(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ DAMAGED = "damaged"  # one of its files can't be read for what it is
 _HIGHEST = 1e18  # of a number of the run's own; higher ones are damage
 _MOST_BYTES_OF_NUMBERS = 2**24  # of a metrics.csv that is searched for the best score
 _LONGEST_REASON = 200  # characters
+_LONG_S = 1800.0  # without a sign of life
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Record:
     path: Path
     tag: str  # name of the experiment
     started: str  # date and time of the first start
+    silent_hours: float | None = None  # since a running one's last sign of life, where that is long
     state: str = INTERRUPTED  # RUNNING, FINISHED, INTERRUPTED, FAILED or DAMAGED
     iteration: int | None = None  # iterations done, with those after the last checkpoint
     max_steps: int | None = None  # iterations of the whole run; None if something else ends it
@@ -87,6 +90,8 @@ class Record:
         score = (run.score if run else None) or {**best, "best": best.get("score")}
         record._add_score(score, metrics)
         record.state = record._find_state(run, saved, bool(state.get("validated", True)))
+        if record.state == RUNNING:
+            record.silent_hours = _silent_hours(path)
         return record
 
     def _add_times(self, times: Mapping[str, Any], newest: float | None) -> None:
@@ -129,6 +134,16 @@ class Record:
             return run.state
         done = saved is not None and self.max_steps is not None and saved >= self.max_steps
         return FINISHED if done and validated else INTERRUPTED
+
+
+def _silent_hours(folder: Path) -> float | None:
+    """Hours since a run has written anything a person reads; None if it is not long."""
+    times: list[float] = []
+    for name in ("log.txt", "metrics.csv", "run.json"):
+        with contextlib.suppress(OSError):
+            times.append(os.stat(folder / name).st_mtime)
+    silent_s = time.time() - max(times, default=time.time())
+    return silent_s / 3600 if silent_s > _LONG_S else None
 
 
 def _known(damage: list[str], path: Path, read: Callable[[Path], Any]) -> Any:

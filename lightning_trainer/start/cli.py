@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -16,18 +15,19 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.base.hook_checks import require_begun
 from lightning_trainer.base.module import BaseModule
+from lightning_trainer.checkpoints.early import NotingTrainer
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.commands.options import CommandLine
 from lightning_trainer.internals import root_cause, set_timeout
 from lightning_trainer.internals_of_hooks import skip_empty_hooks
 from lightning_trainer.internals_of_loading import load_safely
 from lightning_trainer.run.state import RunState
-from lightning_trainer.session.environment import shown_command
+from lightning_trainer.session.environment import is_first_process, shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secret_forms import known_forms
 from lightning_trainer.session.secrets import secret_texts
-from lightning_trainer.session.settings import dump_settings
+from lightning_trainer.session.settings import dump_settings, read_settings
 from lightning_trainer.session.terminal import keep_log
 from lightning_trainer.start.defaults import config_texts, hyper_parameters, left_out, storable
 from lightning_trainer.start.failure import (
@@ -37,9 +37,15 @@ from lightning_trainer.start.failure import (
     report_failure,
 )
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
-from lightning_trainer.start.launch import is_first_process, random_seed
+from lightning_trainer.start.launch import random_seed
+from lightning_trainer.start.notifying import begin_notifying, take_wishes
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
-from lightning_trainer.start.parser import SESSION_OPTIONS, SessionParser, parser_arguments
+from lightning_trainer.start.parser import (
+    AS_SETTINGS,
+    SessionParser,
+    parser_arguments,
+    session_options,
+)
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
 from lightning_trainer.start.trainer import (
@@ -51,7 +57,7 @@ from lightning_trainer.start.trainer import (
 )
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
-_NOT_OF_FIT = ("verbose", "return_predictions")
+_NOT_OF_FIT = ("verbose", "return_predictions", "predict_data")
 
 
 class SessionCLI(LightningCLI):
@@ -69,9 +75,11 @@ class SessionCLI(LightningCLI):
     _secrets: Sequence[str] = ()  # texts that nothing in the session may show
     _kept: Sequence[str] = ()  # lines on the settings that tuner callbacks have found before
     _searches = False  # whether the trainer is one in which tuner callbacks search
+    _notifier: Any = None  # where the command line asks for messages
     is_guest = False  # whether another process is using the folder
 
     def __init__(self, argv: list[str], stack: contextlib.ExitStack) -> None:
+        self._wishes, argv = take_wishes(argv)
         self._argv, self._line, self._stack = argv, CommandLine.read(argv), stack
         try:
             super().__init__(
@@ -109,7 +117,7 @@ class SessionCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the options of the session, above Lightning's long list."""
-        for name, kind, default, text in SESSION_OPTIONS:
+        for name, kind, default, text in session_options(self._line.command):
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
         super().add_default_arguments_to_parser(parser)
 
@@ -146,16 +154,14 @@ class SessionCLI(LightningCLI):
         # What a session folder holds must not name an address to read more from.
         set_parsing_settings(config_read_mode_fsspec_enabled=not stored)
         # Single options come last: they win over files.
+        self.parser.refuses_null = True
         self.config = self.parser.parse_args([line.command, *files, *line.others])
-        try:
-            self.parser.validate(self.config, skip_unset=False)  # parsing lets null through
-        except TypeError as ex:
-            self.parser.error(str(ex), ex)
 
     def _resolved(self) -> dict[str, Any]:
         """Every setting as plain types, with secrets."""
-        dumped = self.parser.dump(storable(self.config), skip_unset=False, skip_validation=True)
-        settings: dict[str, Any] = yaml.safe_load(dumped)[self.config.subcommand]
+        how: dict[str, Any] = {"format": AS_SETTINGS, "skip_unset": False, "skip_validation": True}
+        dumped = self.parser.dump(storable(self.config), **how)
+        settings: dict[str, Any] = read_settings(dumped)[self.config.subcommand]
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 
     def before_instantiate_classes(self) -> None:
@@ -183,6 +189,7 @@ class SessionCLI(LightningCLI):
             print(*(f"{line}\n" for line in self._kept), sep="", end="", flush=True)
             if request.records:
                 record(self.session, request)
+                self._notifier = begin_notifying(self._wishes, self.session, request, self._stack)
 
     def _make_request(self) -> Request:
         resolved, config = self._resolved(), self.config[self.subcommand]
@@ -215,11 +222,13 @@ class SessionCLI(LightningCLI):
             arguments = search_arguments(run, config.trainer.callbacks)
             return super().instantiate_trainer(**arguments, **kwargs)
         own = trainer_arguments(config, run, self.request, self.is_guest)
+        self.trainer_class = NotingTrainer
         try:
             trainer = super().instantiate_trainer(**own, **kwargs)
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
+        run.notifier = self._notifier
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
         run.at_end(skip_empty_hooks(trainer))

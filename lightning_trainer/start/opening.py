@@ -11,13 +11,19 @@ from typing import Any
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.checkpoint_header import reach
 from lightning_trainer.session.door import check_own_folder
-from lightning_trainer.session.environment import describe_environment, job_id, uncommitted_changes
+from lightning_trainer.session.environment import (
+    describe_environment,
+    installed_packages,
+    is_first_process,
+    job_id,
+    uncommitted_changes,
+)
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.run_record import note_start
 from lightning_trainer.session.secrets import scrub, secret_texts
 from lightning_trainer.session.settings import differences, dump_settings
-from lightning_trainer.start.launch import end_with_parent, is_first_process, n_processes
+from lightning_trainer.start.launch import end_with_parent, n_processes
 
 # Passes the folder on to the processes that Lightning starts on this machine.
 _SESSION_VARIABLE = "LIGHTNING_TRAINER_SESSION"
@@ -191,6 +197,7 @@ def record(session: Session, request: Request) -> None:
         describe_environment(request.typed, n, sessions),
         uncommitted_changes(sessions, request.secrets),
     )
+    changes += session.record_packages(installed_packages())
     changes += note_start(session.path, request.command)
     if changes:
         print("What differs from before:", *changes, sep="\n    ", flush=True)

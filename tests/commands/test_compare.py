@@ -72,7 +72,14 @@ def test_a_folder_stands_for_all_its_sessions_and_a_tag_for_all_that_have_it(run
 def test_sessions_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
     first, second = (make_session(tmp_path / side, rows=scores(0.5)) for side in "ab")
     out = run("compare", first, second, "--output", tmp_path / "c.png")[1]
-    assert out.splitlines()[0].split() == [str(first), str(second)]
+    labels = out.splitlines()[0].split()
+    assert labels == ["a/2024_02_29_12_00_00_run", "b/2024_02_29_12_00_00_run"]
+
+
+def test_a_renamed_session_is_called_by_its_new_name(run, experiments):
+    next(experiments.glob("*_fast")).rename(experiments / "the_good_one")
+    out = run("compare", "base", "fast", "the_good")[1]
+    assert out.splitlines()[0].split() == ["base", "the_good_one"]
 
 
 def test_neither_torch_nor_lightning_is_imported(experiments):

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from folders import make_checkpoint, make_session, scores
 from living import living_run
 
 from lightning_trainer.commands.table import Column, format_markdown, format_table
+from lightning_trainer.session.lock import SessionLock
 
 TABLE = """\
 session                   state        iterations  score             best  at  learning_rate    hours  examples/s  commit
@@ -176,6 +178,7 @@ def test_json_and_csv_have_every_column_in_full(run, experiments):
         "tag": "base",
         "started": "2024-02-29T12:00:00+00:00",
         "state": "finished",
+        "silent_hours": None,
         "iterations": 100,
         "max_steps": 100,
         "score": "val/accuracy",
@@ -226,15 +229,35 @@ def test_nothing_in_a_folder_is_said_and_no_error(run, tmp_path):
 
 
 def test_what_is_no_session_is_ignored_and_one_below_or_renamed_is_not(run, experiments):
-    for name in (".hidden", "empty", "session_old", "sweep/deep/deeper"):
+    for name in (".hidden", "empty", "session_old"):
         experiments.joinpath(name).mkdir(parents=True)
     experiments.joinpath("session_node1_2024_02_29_12_00_09_file").touch()
     experiments.joinpath("config.yaml").write_text("tag: no session")
     make_session(experiments / "sweep", "below", second=3)
     make_session(experiments, "named", second=4).rename(experiments / "the_good_one")
+    archived = make_session(experiments / "archive/2024/march", "old", second=5)
+    make_session(experiments / "a/b/c/d", "too_deep", second=6)
+    make_session(experiments / ".trash", "hidden", second=7)
     _, out, _ = run("sessions", experiments, "--format", "csv")
-    assert tags(out) == ["base", "fast", "bad", "below", "named"]
-    assert "the_good_one  " in run("sessions", experiments)[1]
+    assert tags(out) == ["base", "fast", "bad", "below", "named", "old"]
+    table = run("sessions", experiments)[1]
+    assert "the_good_one  " in table
+    assert f"archive/2024/march/{archived.name.removeprefix('session_')}  " in table
+
+
+@pytest.mark.parametrize("lost", ["environment.yaml", "run.json", "config.yaml", "metrics.csv"])
+def test_a_renamed_session_is_known_by_what_it_holds(run, tmp_path, lost):
+    session = make_session(tmp_path, "known", rows=scores(0.5), run={})
+    session = session.rename(tmp_path / "renamed")
+    (session / lost).unlink()
+    assert "renamed" in run("sessions", tmp_path)[1]
+
+
+def test_a_folder_of_other_programs_logs_is_no_session(run, tmp_path):
+    (tmp_path / "logs").mkdir()
+    for name in ("metrics.csv", "log.txt", "config.yaml"):
+        (tmp_path / "logs" / name).touch()
+    assert run("sessions", tmp_path)[1] == ""
 
 
 def test_a_session_is_its_own_list(run, experiments):
@@ -327,6 +350,21 @@ def test_a_real_run_is_running_until_it_is_killed(run, tmp_path):
     assert "  interrupted  " in after
     assert " 12/23 " in before
     assert " 12/23 " in after
+
+
+def test_a_run_that_has_written_nothing_for_long_is_said_to_be_silent(run, tmp_path, monkeypatch):
+    session = make_session(tmp_path, "hangs", run={"state": "running"}, rows=scores(0.5))
+    monkeypatch.setattr(SessionLock, "is_held_for", lambda self, command: True)
+    assert "  running  " in run("sessions", tmp_path)[1]
+    for path in session.iterdir():
+        os.utime(path, (0, time.time() - 2.2 * 3600))
+    assert "  running, silent for 2 h  " in run("sessions", tmp_path)[1]
+    [row] = json.loads(run("sessions", tmp_path, "--format", "json")[1])
+    assert row["silent_hours"] == pytest.approx(2.2, abs=0.01)
+    os.utime(session / "log.txt", (0, time.time() - 40 * 60))
+    assert "  running, silent for 40 min  " in run("sessions", tmp_path)[1]
+    monkeypatch.undo()
+    assert "  interrupted  " in run("sessions", tmp_path)[1]
 
 
 # The table ----------------------------------------------------------------------------------------

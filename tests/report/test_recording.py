@@ -1,13 +1,17 @@
 """run.json says what became of a run, and `sessions` reads it there."""
 
+import itertools
+import json
 import os
+import re
+import shlex
 import signal
 import sys
 
 import pytest
 import yaml
 from conftest import TinyModule
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.checkpoints.files import AtomicCheckpointIO
@@ -82,7 +86,7 @@ def test_environment_tells_the_gpus_of_the_run_and_what_differs_is_said(
     ("what", "expected"),
     [
         ("signal", ("interrupted", "SIGTERM", "signal", 7)),
-        ("stop", ("finished", "it was stopped early", "a callback or `trainer.max_time`", 7)),
+        ("stop", ("finished", "it set `trainer.should_stop`", "Act", 7)),
         ("fail", ("failed", "RuntimeError: no more", f"process {os.getpid()} on ", 7)),
     ],
 )
@@ -91,6 +95,50 @@ def test_what_ended_a_run_is_told(run, config, sessions, what, expected):
     state, reason, by, iteration = ended(sessions()[0])
     assert (state, reason, iteration) == (expected[0], expected[1], expected[3])
     assert by.startswith(expected[2])
+
+
+EARLY = """\
+trainer:
+  val_check_interval: 2
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.EarlyStopping
+      init_args: {monitor: val/accuracy, mode: max, patience: 1, min_delta: 2}
+"""
+
+
+def test_early_stopping_is_named_with_its_reason_and_the_printed_command_goes_on(
+    run, config, sessions
+):
+    early = config.with_name("early.yaml")
+    early.write_text(EARLY)
+    _, out, _ = run("fit", "--config", config, "--config", early)
+    reason = "Monitored metric val/accuracy did not improve in the last 1 records. Best score: "
+    assert f"\nStopped by:    EarlyStopping: {reason}" in out
+    [session] = sessions()
+    state, told, by, iteration = ended(session)
+    assert (state, by, iteration) == ("finished", "EarlyStopping", 4)
+    assert told.startswith(reason)
+    [command] = re.findall(r"To go on: +python \S+ (.*)\n", out)
+    again = "`EarlyStopping` has ended this run before: its patience of 1 for val/accuracy begins"
+    assert again in run(*shlex.split(command))[1]
+    assert ended(session)[3] == 6
+    callbacks = yaml.safe_load(EARLY)["trainer"]["callbacks"]
+    callbacks[0]["init_args"]["patience"] = 3  # one of them is used up
+    assert run(*shlex.split(command), f"--trainer.callbacks={json.dumps(callbacks)}")[0] == 0
+    assert ended(session)[3] == 10
+
+
+def test_a_run_whose_time_is_over_says_so_and_asks_for_more(run, config, sessions, monkeypatch):
+    asked = itertools.count()
+    monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 61.0 if next(asked) > 9 else 0.0)
+    _, out, _ = run("fit", "--config", config, "--trainer.max_time=00:00:01:00")
+    assert "Stopped by:    Timer: the run's time of 0:01:00 is over (`trainer.max_time`)\n" in out
+    [session] = sessions()
+    assert f"{session} --trainer.max_time DD:HH:MM:SS\n" in out
+    code, _, err = run("fit", "--ckpt_path", session)
+    assert (code, "raise `--trainer.max_time`" in err) == (1, True)
+    assert run("fit", "--ckpt_path", session, "--trainer.max_time=00:01:00:00")[0] == 0
+    assert ended(session)[::3] == ("finished", 23)
 
 
 def test_a_run_whose_last_save_fails_is_failed_and_not_finished(run, config, sessions, monkeypatch):

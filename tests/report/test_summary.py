@@ -33,7 +33,8 @@ def script(monkeypatch):
 
 
 def summary(out: str) -> str:
-    return out[re.search(r"^(Finished|Stopped) ", out, flags=re.MULTILINE).start() :]
+    told = out[re.search(r"^(Finished|Stopped) ", out, flags=re.MULTILINE).start() :]
+    return re.sub(r"^Memory: +\d+\.\d GB\n", "", told, flags=re.MULTILINE)
 
 
 class HalfFrozenModule(TinyModule):
@@ -60,7 +61,7 @@ Examples/s:    8.0
 Folder:        {session}
 To go on:      python cli.py fit --ckpt_path {session} --trainer.max_steps N
 To test:       python cli.py test --ckpt_path {session}
-To look:       tensorboard --logdir {session.parent}
+To look:       python cli.py look {session.parent}
 """
     )
 
@@ -89,7 +90,7 @@ Total time:    00h00m01s (data 23%, update 46%, validation 0%, checkpoints 0%, o
 Examples/s:    8.0
 Folder:        {sessions()[0]}
 To go on:      python cli.py fit --ckpt_path {sessions()[0]}
-To look:       tensorboard --logdir {sessions()[0].parent}
+To look:       python cli.py look {sessions()[0].parent}
 """
     )
 

@@ -15,6 +15,7 @@ import yaml
 from lightning_trainer.session import folder as session_module
 from lightning_trainer.session.environment import (
     describe_environment,
+    installed_packages,
     shown_command,
     uncommitted_changes,
 )
@@ -328,6 +329,28 @@ def test_a_later_start_is_added_and_what_differs_is_returned(tmp_path):
     ]
     recorded = yaml.safe_load(session.environment.read_text())
     assert recorded == {**first, "restarts": [second, third]}
+
+
+def test_the_packages_of_each_start_are_kept_and_what_differs_is_returned(tmp_path):
+    session = Session(tmp_path)
+    first = {"torch": "2.0", "numpy": "1.0", "scipy": "1"}
+    session.record_environment({"packages": {"torch": "2.0"}}, "")
+    assert session.record_packages(first) == session.record_packages(first) == []
+    assert (tmp_path / "packages.txt").read_text() == "torch==2.0\nnumpy==1.0\nscipy==1\n"
+    second = {"torch": "2.1", "numpy": "1.1", "tqdm": "4"}  # torch is in environment.yaml
+    for _ in range(2):
+        assert session.record_packages(second) == [
+            "packages.numpy: 1.0 -> 1.1",
+            "packages.scipy: 1 -> None",
+            "packages.tqdm: None -> 4",
+        ]
+    assert [path.name for path in tmp_path.glob("packages_*")] == ["packages_1.txt"]
+
+
+def test_every_package_is_known_by_its_folder():
+    packages = installed_packages()
+    assert packages["torch"] == metadata.version("torch")
+    assert len(packages) > 20
 
 
 def test_the_gpus_of_a_start_are_added_to_it_and_compared_with_the_first(tmp_path):

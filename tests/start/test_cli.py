@@ -29,6 +29,7 @@ class Talks(TinyData):
 def test_a_run_leaves_the_files_of_the_design_and_nothing_else(whole):
     assert names(whole) - {"uncommitted.patch"} == {
         *("config.yaml", "log.txt", "environment.yaml", "run.json", "metrics.csv", "events.out"),
+        "packages.txt",
         "curves.png",
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
@@ -176,7 +177,7 @@ def test_an_output_path_with_a_file_in_the_way_is_one_line(run, config, tmp_path
 
 def test_a_fast_dev_run_saves_no_checkpoint(fit):
     session = fit("--trainer.fast_dev_run", "true")
-    files = {"config.yaml", "log.txt", "environment.yaml", "run.json"}
+    files = {"config.yaml", "log.txt", "environment.yaml", "packages.txt", "run.json"}
     assert names(session) - {"uncommitted.patch"} == files
 
 

@@ -29,7 +29,7 @@ def test_a_moved_folder_goes_on_in_place(run, half, whole, sessions, tmp_path, m
     assert os.listdir(whole.parent) == there
     assert names(moved) - {"uncommitted.patch", "uncommitted_1.patch"} == {
         *("config.yaml", "config_1.yaml", "log.txt", "environment.yaml", "metrics.csv"),
-        *("curves.png", "run.json"),
+        *("curves.png", "run.json", "packages.txt"),
         *("events.out", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
     assert settings(moved)["trainer"]["max_steps"] == 23

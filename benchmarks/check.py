@@ -47,11 +47,11 @@ def attempt(project: str, mistake: str) -> str:
     return f"no: {', '.join(seen)}" if seen else "no"
 
 
-def planted(projects: list[str]) -> None:
-    """Plants each mistake in each of these projects, and writes their columns."""
+def planted(projects: list[str], mistakes: list[str]) -> None:
+    """Plants each of these mistakes in each of these projects, and writes their cells."""
     for project in projects:
         cells = read_cells()
-        for mistake in MUTATIONS:
+        for mistake in mistakes:
             started_s = time.perf_counter()
             cells[mistake, project] = attempt(project, mistake)
             seconds = time.perf_counter() - started_s
@@ -132,6 +132,7 @@ def main() -> None:
     )
     parser.add_argument("--part", choices=("planted", "healthy", "both"), default="both")
     parser.add_argument("--only", default=",".join(GALLERY), help="projects, by commas")
+    parser.add_argument("--mistakes", default=",".join(MUTATIONS), help="planted ones, by commas")
     parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -141,7 +142,7 @@ def main() -> None:
         if given.part != "planted":
             healthy([project], given.seeds)
         if given.part != "healthy":
-            planted([project])
+            planted([project], given.mistakes.split(","))
 
 
 if __name__ == "__main__":

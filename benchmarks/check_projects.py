@@ -52,11 +52,15 @@ def load(name: str) -> Kind:
     return Kind(module, data, model_args, data_args, trainer, classes)
 
 
-def check(kind: Kind, names: Any = tuple(CHECKS), seed: int = 0) -> CheckReport:
-    pl.seed_everything(seed, verbose=False)
+def make_trainer(kind: Kind, **more: Any) -> pl.Trainer:
     settings = {**DEFAULTS, **kind.trainer, "accelerator": "cpu", "devices": 1}
     settings |= {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    trainer = pl.Trainer(**settings)
+    return pl.Trainer(**settings, **more)
+
+
+def check(kind: Kind, names: Any = tuple(CHECKS), seed: int = 0) -> CheckReport:
+    pl.seed_everything(seed, verbose=False)
+    trainer = make_trainer(kind)
     checks = {name: CHECKS[name] for name in CHECKS if name in names}
     module, data = kind.module(**kind.model_args), kind.data(**kind.data_args)
     return inspect(trainer, module, data, checks, kind.callbacks)

@@ -59,7 +59,7 @@ def _look_for_leak(project: Project, mode: str) -> Iterator[Finding]:
         yield make(
             "copies",
             f"{share:.1%} of the samples of {project.title(mode)} have an input that train_dataset "
-            f"has as well: {some(order[i] for i in inside)}",
+            f"has as well, those at {some(order[i] for i in inside)}",
             "the data was copied or oversampled before it was split",
             "split first, by what belongs together",
         )
@@ -94,7 +94,7 @@ def _raw_copies(project: Project, mode: str) -> Iterator[Finding]:
         yield make(
             "copies",
             f"{len(inside)} of {len(digests[mode])} samples of {project.title(mode)} are in "
-            f"train_dataset: {some(inside)}",
+            f"train_dataset, those at {some(inside)}",
             "the data was copied or oversampled before it was split",
             "split first, by what belongs together",
         )

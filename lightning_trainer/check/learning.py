@@ -31,7 +31,7 @@ def find_not_learning(project: Project) -> Iterator[Finding]:
         is_learned = small.progress(trial.end) > 0.3
         found = []
         if trial.end < 1e30:
-            found = [*find_in_trained(project, small.batch, before, is_learned)]
+            found = [*find_in_trained(project, small.batch, before)]
     loss = None if evaluated[1] is None else evaluated[1].item()
     project.once("progress", lambda: small.progress(trial.end))
     if loss is not None:
@@ -83,8 +83,10 @@ def _try_rates(
 ) -> Iterator[Finding]:
     fallen = (small.start - trial.end) / max(abs(small.start), 1e-9)
     may_be_low = abs(fallen) < 0.03 and not any(finding.certain for finding in found)
-    ends = _ends(project, small, _LOWER + (_HIGHER if may_be_low else ()))
+    trials = _trials(project, small, _LOWER + (_HIGHER if may_be_low else ()))
+    ends = {factor: each.end for factor, each in trials.items()}
     best = min(ends, key=lambda factor: ends[factor])
+    all_are_whole = trial.is_whole and all(each.is_whole for each in trials.values())
     rate = max(peak_rate(project), highest_rate(project))
     reached = small.progress(ends[best])
     numbers = (
@@ -104,7 +106,7 @@ def _try_rates(
     if best > 1 and (max(reached, fall_of_best) > 0.3 or stands_still):
         remedy = f"raise it, e.g. to {rate * best / 10:.1g}"
         yield hint("rate_low", numbers, "the learning rate is far too low", remedy)
-    elif trial.is_whole and _learns_nothing(project, small, max(own, reached), fallen):
+    elif all_are_whole and _learns_nothing(project, small, max(own, reached), fallen):
         yield hint(
             "not_learned",
             f"{numbers}; a constant output has {small.constant:.3g}",
@@ -113,15 +115,15 @@ def _try_rates(
         )
 
 
-def _ends(project: Project, small: SmallBatch, factors: tuple[float, ...]) -> dict[float, float]:
-    """The losses that other learning rates reach, until one does well."""
-    ends: dict[float, float] = {}
+def _trials(project: Project, small: SmallBatch, factors: tuple[float, ...]) -> dict[float, Trial]:
+    """Trainings with other learning rates, until one does well."""
+    trials: dict[float, Trial] = {}
     for factor in factors:
         with project.scratch():
-            ends[factor] = small.train(100, factor, 3.0).end
-        if small.progress(ends[factor]) > 0.5:
+            trials[factor] = small.train(100, factor, 3.0)
+        if small.progress(trials[factor].end) > 0.5:
             break
-    return ends
+    return trials
 
 
 def _learns_whole(project: Project, n: int) -> bool:

@@ -21,13 +21,10 @@ class AtStart:
         self.dead = {*_dead_layers(project)}
 
 
-def find_in_trained(
-    project: Project, batch: Any, start: AtStart, is_learned: bool
-) -> Iterator[Finding]:
+def find_in_trained(project: Project, batch: Any, start: AtStart) -> Iterator[Finding]:
     """Looks at the network as it is after a training on `batch`."""
     yield from find_equal_or_dead(project, start)
-    if not is_learned:  # what is learned may be the same for all samples
-        yield from _ignored_input(project)
+    yield from _ignored_input(project)
     yield from _vanishing(project, batch)
 
 
@@ -95,6 +92,8 @@ def _ignored_input(project: Project) -> Iterator[Finding]:
         batch, other = project.two_batches("train", 16)
     except CannotCheck:  # a batch that can't be cut
         return
+    if not _is_given_samples(project, copied(batch)):
+        return  # as one distribution for all of them
     outputs = [project.forward(copied(batch), False, seed, grad=False)[0] for seed in (0, 1)]
     found, again = (tensors_in(output) for output in outputs)
     if not alike(found, again, 1e-6):
@@ -117,6 +116,22 @@ def _ignored_input(project: Project) -> Iterator[Finding]:
             "a wrong variable is given to the network",
             "check what `forward_model` gives to it",
         )
+
+
+def _is_given_samples(project: Project, batch: Any) -> bool:
+    """Whether a layer gets a tensor with as many rows as there are samples."""
+    n, lengths = project.n_in(batch), set[int]()
+
+    def note(_: Any, args: Any) -> None:
+        lengths.update(len(tensor) for tensor in tensors_in(args).values() if tensor.ndim)
+
+    handles = [layer.register_forward_pre_hook(note) for layer in project.module.model.modules()]
+    try:
+        project.forward(batch, training=False, grad=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return n in lengths
 
 
 def _vanishing(project: Project, batch: Any) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """Weights that are no parameters, and parameters that no gradient reaches."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ def find_unregistered(project: Project) -> Iterator[Finding]:
         for w in project.held
         if w.requires_grad and id(w) in names and id(w) not in reached.keys() | many
     }
-    yield from _cut({n: w for n, w in silent.items() if id(w) in called}, project)
+    cut = {n: w for n, w in silent.items() if id(w) in called and not _is_copied(w, reached)}
+    yield from _cut(cut, project, sum(weight.numel() for weight in reached.values()))
     unused = [
         name
         for name, weight in silent.items()
@@ -52,12 +53,21 @@ def find_unregistered(project: Project) -> Iterator[Finding]:
         )
 
 
-def _cut(weights: dict[str, Tensor], project: Project) -> Iterator[Finding]:
+def _is_copied(weight: Tensor, reached: Mapping[int, Tensor]) -> bool:
+    """Whether it begins as a copy of one that is trained, as a teacher's does."""
+    others = (other for other in reached.values() if other.shape == weight.shape)
+    return any(torch.equal(weight, other) for other in others)
+
+
+def _cut(weights: dict[str, Tensor], project: Project, n_reached: int) -> Iterator[Finding]:
     """Weights of layers that are called, which no gradient reaches."""
     counting = [name for name, weight in weights.items() if _counts(project, weight)]
     idle = sorted(set(weights) - set(counting))
     if counting:
-        yield certain(
+        # Most of a network may be kept as it is by `no_grad`, on purpose.
+        is_most = sum(weights[name].numel() for name in counting) >= n_reached
+        make = hint if is_most else certain
+        yield make(
             "no_gradient",
             f"the loss depends on {len(counting)} parameters that no gradient reaches: "
             f"{some(sorted(counting))}",

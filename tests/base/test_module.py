@@ -118,6 +118,27 @@ def test_all_missing_hooks_are_named_at_once():
 
 
 @pytest.mark.parametrize(
+    ("wrong", "takes"),
+    [
+        (lambda self, batch, output: None, "self, batch, output"),
+        (lambda self, metrics, batch, output, mode: None, "self, metrics, batch, output, mode"),
+    ],
+)
+def test_a_hook_with_other_arguments_is_named_before_the_run(wrong, takes):
+    with pytest.raises(TypeError) as error:
+        type("Other", (TinyModule,), {"update_metrics": wrong})()
+    assert str(error.value) == (
+        f"`Other.update_metrics` takes ({takes}), and is called with others: write "
+        "`def update_metrics(self, metrics, batch, output)`"
+    )
+
+
+def test_a_hook_may_name_its_arguments_otherwise_and_take_more():
+    for hook in (lambda self, *_: None, lambda self, m, b, o, top=5: None, staticmethod(print)):
+        type("Other", (TinyModule,), {"update_metrics": hook})()
+
+
+@pytest.mark.parametrize(
     ("hook", "attribute", "value", "wanted"),
     [
         ("create_model", "model", None, "Module"),

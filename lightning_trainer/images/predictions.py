@@ -10,6 +10,8 @@ from torch import Tensor
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _COLUMNS, _FEWEST_COLUMNS = 8, 3  # a title is about as wide as three
+_LONGEST_NAME = 20  # characters: names mostly differ at their ends
+_BELOW: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": "#555555"}
 
 
 _REMEDY = "draw other things by a figure of your own"
@@ -46,19 +48,19 @@ def draw_predictions(
     output: Tensor,
     classes: Sequence[str] | None = None,
     n_images: int = 16,
+    sample_names: Sequence[str] = (),
 ) -> Figure:
     """Draws images with the predicted class and its probability, and the true one if it differs.
 
+    The figure is for `self.tensorboard.add_figure` or `savefig`.
+
     Args:
-        images: (B, C, H, W), grey or RGB; uint8, or floats, of which the lowest becomes black and
-            the highest white.
+        images: (B, C, H, W), grey or RGB; uint8, or floats, drawn from the lowest to the highest.
         labels: Integers (B,).
         output: Logits, float (B, K).
         classes: Names of the K classes; by default their numbers.
         n_images: Only the first so many are drawn.
-
-    Returns:
-        A figure, e.g. for `self.tensorboard.add_figure` or `savefig`.
+        sample_names: Of the B images, drawn below the classes.
 
     Raises:
         ValueError: If images, labels or output are something else.
@@ -69,15 +71,17 @@ def draw_predictions(
     names = classes or [str(k) for k in range(output.shape[1])]
     n_columns = min(max(len(images), _FEWEST_COLUMNS), _COLUMNS)
     n_rows = max(math.ceil(len(images) / n_columns), 1)
-    figure = Figure(figsize=(1.5 * n_columns, 1.9 * n_rows), layout="constrained")
+    height = 2.1 if sample_names else 1.9
+    figure = Figure(figsize=(1.5 * n_columns, height * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
     values = (t.tolist() for t in (labels, predicted, probabilities))
     rows = zip(_scaled(images), *values, strict=True)
     for axes, (image, *of_image) in zip(grid.flat, rows, strict=False):
         axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
         _set_title(axes, names, *of_image)
+    for axes, name in zip(grid.flat, [*sample_names, *[""] * grid.size], strict=False):
+        axes.set_axis_off()
+        axes.text(0.5, -0.04, name[-_LONGEST_NAME:], transform=axes.transAxes, **_BELOW)
     return figure
 
 

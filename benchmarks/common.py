@@ -3,8 +3,11 @@
 import os
 import platform
 import re
+import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -61,6 +64,32 @@ def report(title: str, text: str) -> None:
     else:
         after = f"{before.rstrip()}\n\n{section}"
     RESULTS.write_text(after.rstrip() + "\n")
+
+
+def run_processes(n: int, measure: Callable[[str], None]) -> None:
+    """Calls `measure` with a folder in each of `n` processes, which run this same command.
+
+    Their ranks are in the environment, as torchrun gives them.
+    """
+    if "RANK" in os.environ:
+        measure(os.environ["BENCHMARK_FOLDER"])
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with tempfile.TemporaryDirectory() as folder:
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "BENCHMARK_FOLDER": folder}
+        common |= {"WORLD_SIZE": str(n), "OMP_NUM_THREADS": "1"}
+        common["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, *sys.argv],
+                env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
+            )
+            for i in range(n)
+        ]
+        if any([rank.wait() for rank in ranks]):
+            raise SystemExit("a process failed")
 
 
 def _machine() -> str:

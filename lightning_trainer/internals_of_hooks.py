@@ -43,7 +43,7 @@ def skip_empty_hooks(trainer: "pl.Trainer") -> Callable[[], None]:
             known[:] = of.callbacks
             defined.clear()
         if name not in defined:
-            defined[name] = [callback for callback in known if _defines(callback, name)]
+            defined[name] = [callback for callback in known if defines(callback, Callback, name)]
         outer, profile = getattr(module, CURRENT_HOOK), of.profiler.profile
         setattr(module, CURRENT_HOOK, name)
         for callback in defined[name]:
@@ -56,11 +56,9 @@ def skip_empty_hooks(trainer: "pl.Trainer") -> Callable[[], None]:
     return lambda: setattr(call, "_call_callback_hooks", original)
 
 
-def _defines(callback: "Callback", name: str) -> bool:
-    """Whether its class has the hook, or, as Lightning's LambdaCallback, the instance."""
-    from lightning.pytorch.callbacks import Callback
-
-    return getattr(type(callback), name) is not getattr(Callback, name) or name in vars(callback)
+def defines(owner: object, base: type, name: str) -> bool:
+    """Whether its class has the hook of `base`, or, as Lightning's LambdaCallback, the instance."""
+    return getattr(type(owner), name) is not getattr(base, name) or name in vars(owner)
 
 
 def skip_hooks(callback: "Callback", names: Iterable[str]) -> None:

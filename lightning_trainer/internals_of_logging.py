@@ -63,10 +63,11 @@ def call_after_batch(trainer: pl.Trainer, hook: Callable[[], None]) -> Callable[
     Returns a function that restores it.
     """
     connector: Any = trainer._logger_connector
-    log = connector.update_train_step_metrics
+    log, epoch_loop = connector.update_train_step_metrics, trainer.fit_loop.epoch_loop
 
     def log_and_call() -> None:
-        log()
+        if epoch_loop._results:  # else it finds nothing to log, after some 20 calls
+            log()
         hook()
 
     connector.update_train_step_metrics = log_and_call

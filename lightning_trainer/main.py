@@ -1,7 +1,9 @@
 """Runs one command, and imports only its code: python cli.py fit --config configs/digits.yaml."""
 
+import atexit
 import gc
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,6 +24,8 @@ VERSION = "0.1.0"  # of a checkout that is not installed
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line `args` (without the program's name), by default the process's own."""
     _open_closed_streams()
+    if args is None:  # at its end Python would search all that is imported for garbage: 0.5 s
+        atexit.register(gc.disable)
     try:
         try:
             _run(sys.argv[1:] if args is None else list(args))
@@ -69,6 +73,7 @@ def _run(argv: list[str]) -> None:
     command = COMMANDS[line.command]
     if command.is_lightnings or line.command in ("check", "verify"):
         _check_config_files(line)
+        _tell_of_the_imports(line)
     if line.command == "fit" and "--seeds" in (word.partition("=")[0] for word in line.others):
         command = OF_SEEDS
     with guarded_imports():
@@ -101,6 +106,15 @@ def _answer(line: CommandLine) -> None:
             sys.stderr.write(HELP + "\n")
         near = did_you_mean(first, ("--help", "--version"))
         parser.error(f"no command before the options: give one, e.g. `fit`{near}")
+
+
+def _tell_of_the_imports(line: CommandLine) -> None:
+    """Prints a sign of life, unless the output is a help text or for a program to read."""
+    from lightning_trainer.session.environment import is_first_process
+
+    is_read = any(re.match(r"--(print_\w+|format|([\w.]+\.)?help)\b|-h$", w) for w in line.others)
+    if sys.modules.get("torch") is None and is_first_process() and not is_read:
+        print(f"Starting `{line.command}`: torch and lightning are imported", flush=True)
 
 
 def _check_config_files(line: CommandLine) -> None:

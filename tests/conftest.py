@@ -193,8 +193,8 @@ def half(first_half, tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the runs of this process the process that draws, which takes longer than they do."""
-    monkeypatch.setattr(DrawCurves, "_begin", lambda self: None)
+    """Spares the runs of this process the drawing, which takes longer than they do."""
+    monkeypatch.setattr(DrawCurves, "_draw", lambda self: None)
 
 
 def start_process(*args: object, fork: bool = True, **options: Any) -> subprocess.Popen[str]:

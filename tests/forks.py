@@ -244,7 +244,7 @@ def _main() -> None:
     import lightning_trainer.start.cli  # noqa: F401
     from lightning_trainer.report.curves import DrawCurves
 
-    DrawCurves._begin = lambda self: None
+    DrawCurves._draw = lambda self: None
     gc.collect()
     gc.freeze()  # a forked process need not look at what is imported
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be missing in forked processes"

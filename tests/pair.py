@@ -41,6 +41,6 @@ def check(config: str, folder: Path, hook: str, kills: range, flags: list[str]) 
 
 
 if __name__ == "__main__":
-    DrawCurves._begin = lambda self: None  # a process of its own, which takes longer than a run
+    DrawCurves._draw = lambda self: None
     config, folder, hook, start, stop, step, *flags = sys.argv[1:]
     check(config, Path(folder), hook, range(int(start), int(stop), int(step)), flags)

@@ -180,6 +180,6 @@ def only(case: Case, stop: Stop) -> Case:
 if __name__ == "__main__":
     from lightning_trainer.report.curves import DrawCurves
 
-    DrawCurves._begin = lambda self: None
+    DrawCurves._draw = lambda self: None
     for stop, told in check_case(Case.read(sys.argv[1]), Path(sys.argv[2])):
         print(f"RESULT {json.dumps([asdict(stop), told])}", flush=True)

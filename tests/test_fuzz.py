@@ -28,6 +28,7 @@ KEYS = [
     "seed_everything",
     "save_minutes",
     "on_non_finite",
+    "fast_loop",
     "matmul_precision",
     "model",
     "data",

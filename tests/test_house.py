@@ -86,7 +86,8 @@ def private_parts(code: ast.AST) -> set[str]:
     return {name for name in found if name[0] == "_" and name[:2] != "__"}
 
 
-PRIVATE = ("", "_of_graphs", "_of_hooks", "_of_loading", "_of_logging", "_of_optimising")
+OF = ("graphs", "hooks", "loading", "logging", "optimising", "steps", "updates")
+PRIVATE = ("", *(f"_of_{name}" for name in OF))
 
 
 def test_private_parts_of_others_are_touched_in_few_files_only():

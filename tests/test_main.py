@@ -1,5 +1,6 @@
 """What needs no command is answered at once, without torch."""
 
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,31 @@ def test_help_version_and_mistakes_take_no_import_of_torch(arguments, code, out,
         [sys.executable, "-c", WITHOUT_TORCH, *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, out, err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "told"),
+    [
+        ("fit", {}, "Starting `fit`: torch and lightning are imported\n"),
+        ("check", {"LOCAL_RANK": "0"}, "Starting `check`: torch and lightning are imported\n"),
+        ("fit --print_config", {}, ""),
+        ("fit --print_config=skip_null", {}, ""),
+        ("fit --model.help=a.B", {}, ""),
+        ("fit --help", {}, ""),
+        ("check --format json", {}, ""),
+        ("fit", {"LOCAL_RANK": "1"}, ""),
+    ],
+)
+def test_a_start_gives_a_sign_of_life_before_the_slow_imports(arguments, variables, told):
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments.split(), "--config=configs/digits.yaml"],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert ended.stdout == told
 
 
 @pytest.mark.parametrize(

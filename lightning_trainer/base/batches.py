@@ -1,8 +1,9 @@
-"""How many examples a batch holds."""
+"""What is asked of any batch or output: how many examples it holds, and without its graph."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_trainer.base.hook_checks import refuse_to_count
@@ -26,3 +27,10 @@ def count(module: Any, batch: Batch) -> int:
         if isinstance(value, Mapping) and isinstance(batch, Mapping):
             return count(module, value)
     refuse_to_count(module, values)
+
+
+def detach(output: Any) -> Any:
+    """The same without its graph, whatever it is made of."""
+    if isinstance(output, Tensor):
+        return output.detach()
+    return apply_to_collection(output, Tensor, Tensor.detach)

@@ -1,5 +1,6 @@
 """Checks the results of a project's hooks; each error names the remedy."""
 
+import inspect
 import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
@@ -11,6 +12,8 @@ from torchmetrics import Metric
 
 from lightning_trainer.base.metrics import named_metrics
 
+_HOOKS = "create_data create_model create_loss create_optimiser create_metrics forward_model"
+_HOOKS += " forward_loss update_metrics visualise count_examples"
 _MEAN = "average over the batch, e.g. `loss.mean()`"
 _NUMBER = "leave the tensor as it is, without `.item()` or `float`"
 _SEVERAL = "return the loss alone, or losses as a dict by name"
@@ -29,6 +32,36 @@ def require_hooks(cls: type) -> None:
             f"{'it' if len(missing) == 1 else 'them'} "
             f"(`help({base.__module__}.{base.__name__}.{missing[0]})` says what to set)"
         )
+    for name in _HOOKS.split():
+        _check_arguments(cls, name)
+
+
+def _check_arguments(cls: type, name: str) -> None:
+    """Raises a TypeError if an overridden hook can't be called as its base's is."""
+    found = [vars(c)[name] for c in cls.__mro__ if name in vars(c)]
+    if not found or found[0] is found[-1] or not inspect.isfunction(found[0]):
+        return
+    own, base = found[0], found[-1]
+    wanted = inspect.signature(base)
+    try:
+        inspect.signature(own).bind(*wanted.parameters)
+    except TypeError:
+        names = ", ".join(wanted.parameters)
+        raise TypeError(
+            f"`{cls.__name__}.{name}` takes ({', '.join(inspect.signature(own).parameters)}), and "
+            f"is called with others: write `def {name}({names})`"
+        ) from None
+
+
+def require_begun(*made: Any) -> None:
+    """Raises a TypeError for an object whose class has not called its base's `__init__`."""
+    for each in made:
+        base = next(c for c in type(each).__mro__ if c.__module__.startswith(__package__))
+        if not any(name.startswith(f"_{base.__name__}__") for name in vars(each)):
+            raise TypeError(
+                f"`{type(each).__name__}.__init__` does not call its base's: begin it with "
+                "`super().__init__(**kwargs)`, and let it take `**kwargs`"
+            )
 
 
 def call_hook(owner: Any, hook: str, attribute: str, kind: Any) -> None:

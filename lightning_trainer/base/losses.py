@@ -36,7 +36,8 @@ def of_step(module: Any, loss: Any, hook: str = "forward_loss") -> dict[str, Any
 
 def loss_of(outputs: Any) -> Tensor | None:
     """The loss among the outputs of a step: a tensor, or a mapping with "loss"; else None."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    is_mapping = type(outputs) is dict or isinstance(outputs, Mapping)  # the latter takes 1 us
+    loss = outputs.get("loss") if is_mapping else outputs
     return loss if isinstance(loss, Tensor) else None
 
 
@@ -66,10 +67,9 @@ class MeanLosses:
 
     def compute(self, trainer: pl.Trainer) -> tuple[dict[str, Tensor], int]:
         """The means and the examples of "loss", over all processes, which meet here; then reset."""
-        empty = SumMetric(), SumMetric()
         means, n_examples = {}, 0
         for name in _of_all_processes(trainer, [*self._sums]):
-            pair = self._sums.get(name, empty)
+            pair = self._sums.get(name) or (SumMetric(), SumMetric())
             loss_sum, examples = (m.to(trainer.strategy.root_device).compute() for m in pair)
             means[name] = loss_sum / examples
             n_examples = int(examples) if name == "loss" else n_examples

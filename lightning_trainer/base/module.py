@@ -7,12 +7,11 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_trainer.base.batches import Batch, count
+from lightning_trainer.base.batches import Batch, count, detach
 from lightning_trainer.base.compiling import CompiledStep, Mode, output_and_loss
 from lightning_trainer.base.hook_checks import (
     call_hook,
@@ -227,7 +226,7 @@ class BaseModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Returns the losses, and the output for the batches that are visualised."""
         output, step = self._forward(batch)
-        detached = apply_to_collection(output, Tensor, Tensor.detach)
+        detached = detach(output)
         self.update_metrics(self.train_metrics, batch, detached)
         if self.vis_iterations and (self.global_step + 1) % self.vis_iterations == 0:
             step["output"] = detached

@@ -40,10 +40,26 @@ def seed_generators(seed: int, device: torch.device | None = None) -> None:
     against 2 us for the CPU's generator alone.
     """
     torch.default_generator.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
+    for seed_one in _SEED.values():
+        seed_one(seed)
     if device is not None and device.type == "cuda":
         seed_gpu(device.index or 0, seed)
+
+
+# To seed takes 2 us for numpy's generator and 6 us for Python's, to draw a number much less.
+_SEED: dict[str, Callable[[int], object]] = {
+    "numpy": lambda seed: np.random.seed(seed & 0xFFFFFFFF),
+    "python": random.seed,
+}
+_DRAW: dict[str, Callable[[], float]] = {
+    "numpy": np.random.random_sample,
+    "python": random.random,
+}
+_PROBE = 0
+_FIRST = {
+    "numpy": np.random.RandomState(_PROBE).random_sample(),
+    "python": random.Random(_PROBE).random(),
+}
 
 
 class ExactSampler(DistributedSampler[Any]):
@@ -137,10 +153,14 @@ class SeededDataset(Dataset[Any]):
     """Decodes the keys of `ExactSampler` and seeds the random transforms of each sample by its key.
 
     Workers then need no random state of their own: their number, prefetching and persistence can't
-    change a sample. Seeding costs about 15 us a sample. A dataset with `__getitems__(indices)` or
-    `get_batch(indices, seeds)` is seeded once a batch. The latter also gets a seed for each sample,
-    int64 (B,), so its draws do not depend on the other samples. Assumes a map-style dataset.
+    change a sample. Seeding costs 2 us a sample, and 9 us more where the dataset draws from numpy's
+    or Python's generators, which is found out: a batch that is the first to draw from one is read
+    again. A dataset with `__getitems__(indices)` or `get_batch(indices, seeds)` is seeded once a
+    batch. The latter also gets a seed for each sample, int64 (B,), so its draws do not depend on
+    the other samples. Assumes a map-style dataset.
     """
+
+    _drawn: frozenset[str] | None = None  # generators seen to be drawn from; before any batch None
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset = dataset
@@ -152,6 +172,8 @@ class SeededDataset(Dataset[Any]):
             self.__getitems__ = self._get_batch
         elif hasattr(dataset, "__getitems__"):
             self.__getitems__ = self._fetch_batch
+        else:
+            self.__getitems__ = self._fetch_each
 
     def __len__(self) -> int:
         return self._n_samples
@@ -159,6 +181,35 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, key: int) -> Any:
         seed_generators(derive_seed(self.seed, "sample", key))
         return self.dataset[key % self._n_samples]
+
+    def _fetch_each(self, keys: list[int]) -> list[Any]:
+        """The samples as `__getitem__` returns them, for less where they leave a generator alone.
+
+        Such a generator is not seeded for each sample, but once a batch. If it then draws another
+        number than its first one, a sample has used it after all.
+        """
+        if self._drawn is None:  # the first sample tells of most datasets
+            self._drawn = frozenset()
+            return self._fetch_each(keys[:1]) + (self._fetch_each(keys[1:]) if keys[1:] else [])
+        seeds = [derive_seed(self.seed, "sample", key) for key in keys]
+        while True:
+            left_alone = [name for name in _FIRST if name not in self._drawn]
+            for name in left_alone:
+                _SEED[name](_PROBE)
+            samples = []
+            for key, seed in zip(keys, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                for name in self._drawn:
+                    _SEED[name](seed)
+                samples.append(self.dataset[key % self._n_samples])
+            drawn = [name for name in left_alone if _DRAW[name]() != _FIRST[name]]
+            if not drawn:
+                break
+            self._drawn = self._drawn.union(drawn)
+        if hasattr(self.dataset, "collate_fn"):  # it may draw, as after the last sample
+            for name in left_alone:
+                _SEED[name](seeds[-1])
+        return samples
 
     def _fetch_batch(self, keys: list[int]) -> Any:
         seed_generators(derive_seed(self.seed, "sample", keys[0]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_trainer.check.findings import CannotCheck, CheckReport, Finding
 from lightning_trainer.check.limits import kept_generators
-from lightning_trainer.check.project import Project
+from lightning_trainer.check.project import LIMIT_S, Project
 
 Check = Callable[[Project], Iterable[Finding]]
 
@@ -23,6 +23,9 @@ def run_checks(project: Project, checks: Mapping[str, Check], own: bool = True) 
     reasons = dict(getattr(project.module, "silenced_checks", None) or {})
     added = getattr(project.module, "checks", ()) if own else ()
     for name, check in {**checks, **{check.__name__: check for check in added}}.items():
+        if project.is_late:
+            report.unable[name] = f"the {LIMIT_S:.0f} s of all checks together were over"
+            continue
         started_s = time.perf_counter()
         try:
             with warnings.catch_warnings(), kept_generators():

@@ -3,8 +3,6 @@
 from collections.abc import Collection
 from typing import Any
 
-from lightning_trainer.internals_of_graphs import result_shape
-
 # They move values without changing them.
 _MOVES: tuple[str, ...] = (
     "View",
@@ -42,9 +40,3 @@ def computed_before(node: Any) -> Any:
     while before is not None and before.name().startswith(_MOVES) and before.next_functions:
         before = before.next_functions[0][0]
     return before
-
-
-def input_shapes(node: Any) -> list[tuple[int, ...]]:
-    """The shapes of what a node computes from, without those that are expanded on purpose."""
-    inputs = [before for before, _ in node.next_functions if before is not None]
-    return [result_shape(n) for n in inputs if operation(n) not in ("Unsqueeze", "Expand")]

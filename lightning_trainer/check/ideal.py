@@ -8,7 +8,7 @@ import torch
 from lightning_trainer.check.nested import map_tensors, tensors_in
 from lightning_trainer.check.project import Project
 
-_STEPS = 150
+_STEPS, _LIMIT_S = 150, 5.0  # seconds of work; what is not reached then is not known
 UNBOUNDED = -1e4  # a loss below this has no lowest value
 
 
@@ -61,6 +61,7 @@ def ideal_output(
 
 
 def _minimised(project: Project, batch: Any, free: FreeOutput) -> tuple[Any, float] | None:
+    patience = project.patience(_LIMIT_S)
     optimiser = torch.optim.Rprop(free.values, lr=0.1, step_sizes=(1e-8, 1e3))
     value = math.inf
     with torch.enable_grad():
@@ -76,6 +77,8 @@ def _minimised(project: Project, batch: Any, free: FreeOutput) -> tuple[Any, flo
             value, before = loss.item(), [each.detach().clone() for each in free.values]
             loss.backward()
             optimiser.step()
+            if patience.is_over:
+                return None
     with torch.no_grad():
         if value < UNBOUNDED:
             for each, last in zip(free.values, before, strict=True):

@@ -32,17 +32,17 @@ class Inspection(Callback):
         loads: Sequence[Load],
         notes: Sequence[str] = (),
         checks: Mapping[str, Check] | None = None,
-        callbacks_act: bool = False,
+        left_out: Sequence[type] = (),
         output_path: str | None = None,
     ) -> None:
-        self._loads, self._notes, self._callbacks_act = loads, notes, callbacks_act
+        self._loads, self._notes, self._left_out = loads, notes, left_out
         self._output_path = output_path  # None: what a run needs is not measured
         self._checks = CHECKS if checks is None else checks
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         val = data.val_dataloader() if trainer.limit_val_batches else None
-        project = Project(trainer, pl_module, self._loads, val, self._callbacks_act)
+        project = Project(trainer, pl_module, self._loads, val, self._left_out)
         report = run_checks(project, self._checks)
         if self._output_path is not None:
             _measure(project, report, self._output_path)
@@ -68,14 +68,19 @@ def quieten(module: Any) -> Any:
 
 
 def inspect(
-    trainer: pl.Trainer, module: Any, data: Any, checks: Mapping[str, Check] | None = None
+    trainer: pl.Trainer,
+    module: Any,
+    data: Any,
+    checks: Mapping[str, Check] | None = None,
+    left_out: Sequence[type] = (),
 ) -> CheckReport:
     """What the checks find in a module and its data, which should not be used afterwards.
 
-    `trainer` is one without checkpoints, and with `num_sanity_val_steps=0`.
+    `trainer` is one without checkpoints, and with `num_sanity_val_steps=0`; `left_out` are the
+    classes of callbacks that the run has and the trainer does not.
     """
     with watched_loads() as loads:
-        trainer.callbacks.append(Inspection(loads, checks=checks))  # type: ignore[attr-defined]
+        trainer.callbacks.append(Inspection(loads, checks=checks, left_out=left_out))  # type: ignore[attr-defined]
         try:
             trainer.fit(quieten(module), datamodule=data)
         except Inspected as ended:

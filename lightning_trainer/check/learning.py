@@ -11,28 +11,44 @@ from lightning_trainer.check.memorising import (
     small_batch,
 )
 from lightning_trainer.check.project import Project
-from lightning_trainer.check.trained import find_in_trained
+from lightning_trainer.check.trained import AtStart, find_equal_or_dead, find_in_trained
 
+_N_OWN = 12  # iterations
 _LOWER, _HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1000.0, 10_000.0)  # of rates that are tried
 
 
 def find_not_learning(project: Project) -> Iterator[Finding]:
     """Trains on one batch, with other learning rates if its loss does not fall."""
-    project.need_own_step()
+    if project.has_own_step:
+        yield from _in_own_steps(project)
+    project.need_usual_step()
     small = small_batch(project)
     yield from _start(project, small)
     with project.scratch():
+        before = AtStart(project)
         trial = small.train()
         evaluated = project.forward(small.new(), training=False, grad=False)
-        found = [*find_in_trained(project, small.batch)] if trial.end < 1e30 else []
+        is_learned = small.progress(trial.end) > 0.3
+        found = []
+        if trial.end < 1e30:
+            found = [*find_in_trained(project, small.batch, before, is_learned)]
     loss = None if evaluated[1] is None else evaluated[1].item()
     project.once("progress", lambda: small.progress(trial.end))
     if loss is not None:
         yield from _gap(small, trial, loss)
-    if small.progress(trial.end) > 0.3 or not trial.is_long:
+    if is_learned or not trial.is_long:
         yield from found
     else:
         yield from _try_rates(project, small, trial, found)
+
+
+def _in_own_steps(project: Project) -> Iterator[Finding]:
+    """What can be known where the project has a `training_step` of its own."""
+    with project.scratch():
+        before = AtStart(project)
+        for i in range(_N_OWN):
+            project.step(project.batch("train", 16, 16 * i), i, i)
+        yield from [*find_equal_or_dead(project, before)]
 
 
 def _start(project: Project, small: SmallBatch) -> Iterator[Finding]:
@@ -77,7 +93,8 @@ def _try_rates(
         f"{rate * best:.3g}"
     )
     own = small.progress(trial.end)
-    if best < 1 and reached > 0.5 and (trial.end > small.start or own < 0.1):
+    is_worse = trial.best_of_end > small.start or own < 0.1
+    if best < 1 and reached > 0.5 and is_worse and not _learns_whole(project, small.n):
         remedy = f"lower it, e.g. to {rate * best:.1g}"
         yield certain("rate_high", numbers, "the learning rate is far too high", remedy)
         return
@@ -105,6 +122,17 @@ def _ends(project: Project, small: SmallBatch, factors: tuple[float, ...]) -> di
         if small.progress(ends[factor]) > 0.5:
             break
     return ends
+
+
+def _learns_whole(project: Project, n: int) -> bool:
+    """Whether the rate is one for batches of the run's size, larger ones than the `n` tried."""
+    size = min(int(project.data.batch_size), project.size("train"))
+    if size <= n:
+        return False
+    whole = SmallBatch(project, size)
+    with project.scratch():
+        trial = whole.train(100)
+    return not trial.is_long or whole.progress(trial.best_of_end) > 0.1
 
 
 def _learns_nothing(project: Project, small: SmallBatch, reached: float, fallen: float) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 from lightning_trainer.check.findings import Finding, hint
 from lightning_trainer.check.project import Project
 
+_FEW = 10  # batches
+
 
 def first_validation(project: Project) -> float:
     """The iteration of the first validation; infinite if there is none."""
@@ -46,7 +48,8 @@ def find_leftovers(project: Project) -> Iterator[Finding]:
         mode = "val" if "val" in name else "train"
         whole = math.ceil(project.size(mode) / max(1, getattr(project.data, "batch_size", 1)))
         used = limit if isinstance(limit, int) else int(limit * whole)
-        if name == "overfit_batches" or used < whole:
+        # More are a part of the data that is meant, e.g. to validate sooner.
+        if name == "overfit_batches" or used < min(whole, _FEW):
             yield hint(
                 "limited",
                 f"`trainer.{name}` is {limit}: {used} of {whole} batches of {mode}_dataset",

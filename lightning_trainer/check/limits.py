@@ -10,17 +10,19 @@ import torch
 
 
 class Patience:
-    """Ends after some seconds of work, which a busy machine stretches to at most three times."""
+    """Ends after some seconds of work, which a busy machine stretches to at most three times.
 
-    def __init__(self, work_s: float) -> None:
-        self._work_s, self._wall_s = work_s, 3 * work_s
-        self._started_s = time.thread_time(), time.perf_counter()
+    `ends_s` is the latest end, of the clock `time.perf_counter`.
+    """
+
+    def __init__(self, work_s: float, ends_s: float) -> None:
+        self._work_ends_s = time.thread_time() + work_s
+        self._wall_ends_s = min(time.perf_counter() + 3 * work_s, ends_s)
 
     @property
     def is_over(self) -> bool:
-        work_s, wall_s = self._started_s
-        done_s = time.thread_time() - work_s
-        return done_s > self._work_s or time.perf_counter() - wall_s > self._wall_s
+        is_done = time.thread_time() > self._work_ends_s
+        return is_done or time.perf_counter() > self._wall_ends_s
 
 
 @contextlib.contextmanager

@@ -10,8 +10,7 @@ import torch
 from lightning_trainer.check.findings import CannotCheck
 from lightning_trainer.check.graphs import all_nodes, operation
 from lightning_trainer.check.ideal import UNBOUNDED, constant_loss, ideal_output
-from lightning_trainer.check.limits import Patience
-from lightning_trainer.check.nested import copied, tensors_in
+from lightning_trainer.check.nested import copied
 from lightning_trainer.check.project import Project
 from lightning_trainer.check.rates import rates_of_run
 
@@ -31,6 +30,11 @@ class Trial:
         return self.losses[-1] if math.isfinite(self.losses[-1]) else math.inf
 
     @property
+    def best_of_end(self) -> float:
+        """The lowest of the last ten."""
+        return min((loss for loss in self.losses[-10:] if math.isfinite(loss)), default=math.inf)
+
+    @property
     def is_whole(self) -> bool:
         return len(self.losses) >= self.wanted or self.end == math.inf
 
@@ -41,18 +45,17 @@ class Trial:
 
 
 class SmallBatch:
-    """Up to 16 training samples, and the losses between which a training on them lies."""
+    """A few training samples, and the losses between which a training on them lies."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, n: int = 16) -> None:
         self.project = project
-        self.n = min(16, project.size("train") or 16)
+        self.n = min(n, project.size("train") or n)
         self.batch = project.batch("train", self.n)
-        floats = [t for t in tensors_in(self.batch).values() if t.is_floating_point()]
-        if not all(bool(t.isfinite().all()) for t in floats):
-            raise CannotCheck("the inputs are not finite, which `values` reports")
         with project.scratch():
             output, loss = project.forward(self.new())
             self.start = loss.item()
+            if not math.isfinite(self.start):
+                raise CannotCheck(f"the loss is {self.start} before the training")
             self.is_classification = _is_classification(loss)
             self.floor = self.constant = None
             try:
@@ -81,23 +84,15 @@ class SmallBatch:
 
     def train(self, n: int = STEPS, factor: float = 1.0, limit_s: float = LIMIT_S) -> Trial:
         """Trains in place, at the schedule's highest rate times `factor`; use it in `scratch`."""
-        project, patience = self.project, Patience(limit_s)
+        project, patience = self.project, self.project.patience(limit_s)
         factor *= peak_rate(project) / max(highest_rate(project), 1e-30)
-        for group in project.groups:
-            group["lr"] = group["lr"] * factor
-        weights = [weight for group in project.groups for weight in group["params"]]
+        rates = [group["lr"] * factor for group in project.groups]
+        rise = n // 4 if _warms_up(project) else 0
         losses: list[float] = []
-        clip = project.trainer.gradient_clip_val
-        for _ in range(n):
-            _, loss = project.forward(self.new())
-            losses.append(loss.item())
-            for optimiser in project.optimisers:
-                optimiser.zero_grad()
-            loss.backward()
-            if clip:
-                torch.nn.utils.clip_grad_norm_(weights, clip)
-            for optimiser in project.optimisers:
-                optimiser.step()
+        for i in range(n):
+            for group, rate in zip(project.groups, rates, strict=True):
+                group["lr"] = rate * min(1.0, (i + 1) / (rise + 1))
+            losses.append(project.step(self.new()).item())
             if not math.isfinite(losses[-1]) or patience.is_over:
                 break
         return Trial(losses, n)
@@ -112,6 +107,12 @@ def peak_rate(project: Project) -> float:
     """The highest learning rate of the run."""
     peaks = [max(rates.values) for rates in rates_of_run(project) if rates.is_whole]
     return max(peaks, default=highest_rate(project))
+
+
+def _warms_up(project: Project) -> bool:
+    """Whether the learning rate rises to its peak: a network may need that."""
+    whole = [rates.values for rates in rates_of_run(project) if rates.is_whole]
+    return any(values[0] < 0.5 * max(values) for values in whole)
 
 
 def small_batch(project: Project) -> SmallBatch:

@@ -42,7 +42,13 @@ def find_mixing(project: Project) -> Iterator[Finding]:
 
 def _batch(project: Project, replaced: int | None = None) -> Any:
     """A validation batch in which one sample's inputs may be those of another."""
-    batch, other = project.two_batches("val", _SIZE)
+    try:
+        batch, other = project.two_batches("val", _SIZE)
+    except CannotCheck:  # as one of graphs: it is made anew
+        keys = project.order("val")[: _SIZE + 1]
+        if replaced is not None:
+            keys[replaced] = keys[_SIZE]
+        return project.batch_of("val", keys[:_SIZE])
     for key in project.keys()[0] if replaced is not None else ():
         value = batch.get(key)
         if isinstance(value, Tensor) and value.ndim and value.shape == other[key].shape:

@@ -73,13 +73,16 @@ def _evaluate_twice(project: Project) -> tuple[list[str], list[str], bool]:
     def held() -> dict[str, Any]:
         return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
-    before = {name: tensor.detach().clone() for name, tensor in held().items()}
     with project.scratch():
+        project.forward(project.batch("val", 13, 13), False, grad=False)  # may fill a cache
+        before = {name: tensor.detach().clone() for name, tensor in held().items()}
         with DropoutWatch() as watch:
             one, _ = project.forward(project.batch("val"), False, seed=1, grad=False)
         two, _ = project.forward(project.batch("val"), False, seed=1, grad=False)
         changed = [name for name, tensor in held().items() if not alike(before.get(name), tensor)]
-    return watch.active, changed, not alike(tensors_in(one), tensors_in(two), 1e-5)
+    is_exact = module.device.type == "cpu" and project.trainer.precision in ("32-true", "64-true")
+    differs = not alike(tensors_in(one), tensors_in(two), 1e-5 if is_exact else 1e-2)
+    return watch.active, changed, differs
 
 
 def find_wrong_modes(project: Project) -> Iterator[Finding]:

@@ -9,15 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_trainer.base.data import SessionLoader
-from lightning_trainer.base.losses import loss_of
-from lightning_trainer.check.findings import CannotCheck
 from lightning_trainer.check.leftovers import first_validation, n_iterations
 from lightning_trainer.check.nested import tensors_in
 from lightning_trainer.check.project import Project
@@ -116,39 +112,11 @@ def _keys(project: Project) -> Iterator[list[int]]:
 
 def _updates(project: Project) -> Iterator[None]:
     """Trains; the time of fetching is not part of it, as the batch is the same each time."""
-    batch = project.next_batch(next(_keys(project))) if project.has("train") else project.batch()
-    step = _own_step if _has_own_step(project) else _usual_step
+    indexed = project.has("train")
+    batch = project.batch_of("train", next(_keys(project))) if indexed else project.batch()
     while True:
-        step(project, batch)
+        project.step(batch)
         yield
-
-
-def _has_own_step(project: Project) -> bool:
-    try:
-        project.need_own_step()
-    except CannotCheck:
-        return True
-    return False
-
-
-def _usual_step(project: Project, batch: Any) -> None:
-    _, loss = project.forward(batch)
-    _step_by(project, loss)
-
-
-def _own_step(project: Project, batch: Any) -> None:
-    with project.training(seed=0), torch.enable_grad():
-        loss = loss_of(project.module.training_step(batch, 0))
-    if project.module.automatic_optimization and loss is not None:
-        _step_by(project, loss)
-
-
-def _step_by(project: Project, loss: Tensor) -> None:
-    for optimiser in project.optimisers:
-        optimiser.zero_grad()
-    loss.backward()
-    for optimiser in project.optimisers:
-        optimiser.step()
 
 
 def _evaluations(project: Project) -> Iterator[None]:

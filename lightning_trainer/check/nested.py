@@ -93,13 +93,6 @@ def has_rows(tensor: Tensor, size: int) -> bool:
     return tensor.ndim > 0 and tensor.shape[0] == size and not is_square
 
 
-def first_loader(loaders: Any) -> Any:
-    """Of several loaders, by name or in a list, the first; None if there is none."""
-    if isinstance(loaders, Mapping):
-        return next(iter(loaders.values()), None)
-    return next(iter(loaders), None) if isinstance(loaders, list | tuple) else loaders
-
-
 def first_samples(batch: Any, size: int) -> Any:
     """The first samples of a batch; all of it if it has parts of several lengths."""
     lengths = {len(tensor) for tensor in tensors_in(batch).values() if tensor.ndim}

@@ -16,7 +16,8 @@ _N = 16  # samples that are read several times
 
 def find_unsteady_samples(project: Project) -> Iterator[Finding]:
     """Reads the same samples again, with the same seed and with another one."""
-    looked = [mode for mode in ("train", "val") if project.has(mode) and project.size(mode) > 1]
+    modes = ("train", *project.val_modes)
+    looked = [mode for mode in modes if project.has(mode) and project.size(mode) > 1]
     if not looked:
         project.dataset("train")
         raise CannotCheck("there is one sample only")
@@ -26,7 +27,7 @@ def find_unsteady_samples(project: Project) -> Iterator[Finding]:
 
 
 def _look(project: Project, mode: str) -> Iterator[Finding]:
-    indices = project.order(mode)[:_N]
+    indices, title = project.order(mode)[:_N], project.title(mode)
     first, second = indices[:2]
     held = project.fetch(mode, [first])
     before = copied(held)
@@ -34,7 +35,7 @@ def _look(project: Project, mode: str) -> Iterator[Finding]:
     if not alike(held, before):
         yield certain(
             "buffer",
-            f"{mode}_dataset[{first}] changes when {mode}_dataset[{second}] is read",
+            f"{title}[{first}] changes when {title}[{second}] is read",
             "samples share one buffer: a batch holds its last sample several times",
             "return a new tensor, e.g. `buffer.clone()`",
         )
@@ -44,13 +45,13 @@ def _look(project: Project, mode: str) -> Iterator[Finding]:
     if unsteady:
         yield certain(
             "unsteady",
-            f"{mode}_dataset[{unsteady[0]}] differs when it is read twice with the same seed",
+            f"{title}[{unsteady[0]}] differs when it is read twice with the same seed",
             "a stored sample is changed in place, or a random generator of the dataset's own is "
             "copied into each worker",
             "copy before changing; draw from torch, numpy.random or random, which are seeded",
         )
-    elif mode == "val":
-        yield from _augmented(project, indices)
+    elif mode != "train":
+        yield from _augmented(project, mode, indices)
 
 
 def _read_alike(project: Project, mode: str, one: int, two: int) -> bool:
@@ -58,7 +59,7 @@ def _read_alike(project: Project, mode: str, one: int, two: int) -> bool:
 
 
 def _reseeded(project: Project, mode: str, first: int, second: int) -> Iterator[Finding]:
-    states = []
+    states, title = [], project.title(mode)
     for index in (first, second):
         project.fetch(mode, [index])
         states.append(
@@ -70,31 +71,32 @@ def _reseeded(project: Project, mode: str, first: int, second: int) -> Iterator[
         )
     for name, state in states[0].items():
         if state == states[1][name]:
-            yield certain(
+            make = certain if mode == "train" else hint  # an evaluation may be fixed in this way
+            yield make(
                 "reseeded",
-                f"after {mode}_dataset[{first}] and [{second}] `{name}` is in the same state",
+                f"after {title}[{first}] and [{second}] `{name}` is in the same state",
                 f"the dataset seeds `{name}`: all samples get the same random numbers",
                 "do not seed in a dataset: each sample is seeded already",
             )
 
 
-def _augmented(project: Project, indices: list[int]) -> Iterator[Finding]:
+def _augmented(project: Project, mode: str, indices: list[int]) -> Iterator[Finding]:
     """A key beyond the number of samples is the same sample with another seed."""
-    n = project.size("val")
-    changed = [i for i in indices if not _read_alike(project, "val", i, i + n)]
-    if not changed or _targets_change(project, changed[0], changed[0] + n):
+    n = project.size(mode)
+    changed = [i for i in indices if not _read_alike(project, mode, i, i + n)]
+    if not changed or _targets_change(project, mode, changed[0], changed[0] + n):
         return
     yield hint(
         "augmented",
         f"{len(changed)} of {len(indices)} validation samples depend on a random seed, e.g. "
-        f"val_dataset[{changed[0]}]",
+        f"{project.title(mode)}[{changed[0]}]",
         "`random_split` of one augmented dataset augments its validation part as well",
         "give the validation data a transform without randomness",
     )
 
 
-def _targets_change(project: Project, one: int, two: int) -> bool:
+def _targets_change(project: Project, mode: str, one: int, two: int) -> bool:
     """Whether the task itself is drawn, e.g. the words that are hidden."""
     _, targets = project.keys()
-    first, second = (copied(project.collate("val", [key])) for key in (one, two))
+    first, second = (copied(project.collate(mode, [key])) for key in (one, two))
     return any(not alike(first.get(key), second.get(key)) for key in targets)

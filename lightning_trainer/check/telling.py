@@ -28,8 +28,11 @@ def format_text(report: CheckReport, module: str) -> str:
             lines += textwrap.wrap(
                 f"{name}: {why}", _WIDTH, initial_indent="    ", subsequent_indent=" " * 8
             )
-    lines += [f"Silenced: {name} ({reason})" for name, reason in report.silenced.items()]
-    lines += [f"Note: {note}" for note in report.notes]
+    for line in (
+        *(f"Silenced: {name} ({reason})" for name, reason in report.silenced.items()),
+        *(f"Note: {note}" for note in report.notes),
+    ):
+        lines += textwrap.wrap(line, _WIDTH, subsequent_indent="    ")
     if report.needs:
         lines += ["", *_format_needs(report.needs)]
     if report.findings:
@@ -99,8 +102,17 @@ def _count(n: int, what: str) -> str:
 
 
 def format_json(report: CheckReport) -> str:
-    """One object: findings, seconds, unable, silenced, needs, notes."""
+    """One object: findings, seconds, unable, silenced, needs, notes; null for what has no end."""
     content: dict[str, Any] = asdict(report)
     pairs = zip(content["findings"], report.findings, strict=True)
     content["findings"] = [{"name": finding.name, **fields} for fields, finding in pairs]
-    return json.dumps(content, indent=2)
+    return json.dumps(_finite(content), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """With None in place of numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,27 +3,49 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lightning_trainer.check.findings import Finding, certain, hint, some
+from lightning_trainer.check.findings import CannotCheck, Finding, certain, hint, some
 from lightning_trainer.check.nested import alike, copied, tensors_in
 from lightning_trainer.check.project import Project
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def find_in_trained(project: Project, batch: Any) -> Iterator[Finding]:
-    """Looks at the network as it is; its gradients are those of `batch`."""
-    yield from _equal_units(project)
-    yield from _dead_units(project)
-    yield from _ignored_input(project)
+class AtStart:
+    """What the network was before some training."""
+
+    def __init__(self, project: Project) -> None:
+        self.weights = {id(w): w.detach().clone() for w in project.module.parameters()}
+        self.dead = {*_dead_layers(project)}
+
+
+def find_in_trained(
+    project: Project, batch: Any, start: AtStart, is_learned: bool
+) -> Iterator[Finding]:
+    """Looks at the network as it is after a training on `batch`."""
+    yield from find_equal_or_dead(project, start)
+    if not is_learned:  # what is learned may be the same for all samples
+        yield from _ignored_input(project)
     yield from _vanishing(project, batch)
 
 
-def _equal_units(project: Project) -> Iterator[Finding]:
+def find_equal_or_dead(project: Project, start: AtStart) -> Iterator[Finding]:
+    """What a few iterations of any kind tell of units."""
+    yield from _equal_units(project, start)
+    yield from _dead_units(project, start)
+
+
+def _equal_units(project: Project, start: AtStart) -> Iterator[Finding]:
     equal = []
     for name, layer in project.module.named_modules():
-        if isinstance(layer, _LAYERS) and len(layer.weight) > 1 and layer.weight.requires_grad:
+        if isinstance(layer, _LAYERS) and len(layer.weight) > 1:
+            before = start.weights.get(id(layer.weight))
+            if before is None or not layer.weight.requires_grad:
+                continue  # it is made from others
+            if torch.equal(before, layer.weight) and not bool(before.any()):
+                continue  # zeros that these samples do not train
             rows = layer.weight.detach().flatten(1)
             if rows.numel() and (rows - rows[:1]).abs().max() <= 1e-6 * rows.abs().max():
                 equal.append(name)
@@ -36,25 +58,11 @@ def _equal_units(project: Project) -> Iterator[Finding]:
         )
 
 
-def _dead_units(project: Project) -> Iterator[Finding]:
-    zeros: dict[str, float] = {}
-    handles = []
-    for name, layer in project.module.named_modules():
-        if isinstance(layer, nn.ReLU | nn.ReLU6):
-
-            def note(_: Any, args: Any, output: Tensor, name: str = name) -> None:
-                dead = (output == 0).flatten(1).all(0).float().mean().item()
-                zeros[name] = min(dead, zeros.get(name, 1.0))
-
-            handles.append(layer.register_forward_hook(note))
-    try:
-        project.forward(project.batch("train", 64), training=False, grad=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    dead = [name for name, share in zeros.items() if share > 0.98]
+def _dead_units(project: Project, start: AtStart) -> Iterator[Finding]:
+    dead = _dead_layers(project)
     if dead:
-        yield certain(
+        make = certain if start.dead & {*dead} else hint
+        yield make(
             "dead",
             f"no unit of {some(dead)} is active for any of 64 samples",
             "biases far below zero, or steps so long that no input reaches these units again",
@@ -62,11 +70,36 @@ def _dead_units(project: Project) -> Iterator[Finding]:
         )
 
 
+def _dead_layers(project: Project) -> list[str]:
+    """Names of ReLUs that give nothing but zeros."""
+    zeros: dict[str, bool] = {}
+    handles = []
+    for name, layer in project.module.named_modules():
+        if isinstance(layer, nn.ReLU | nn.ReLU6):
+
+            def note(_: Any, args: Any, output: Tensor, name: str = name) -> None:
+                zeros[name] = zeros.get(name, True) and not bool(output.any())
+
+            handles.append(layer.register_forward_hook(note))
+    try:
+        project.forward(project.batch("train", 64), training=False, grad=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [name for name, is_dead in zeros.items() if is_dead]
+
+
 def _ignored_input(project: Project) -> Iterator[Finding]:
     """Replaces all inputs by those of other samples: the output must change."""
-    batch, other = project.two_batches("train", 16)
-    output, _ = project.forward(copied(batch), training=False, grad=False)
-    floats = {k: v for k, v in tensors_in(output).items() if v.is_floating_point()}
+    try:
+        batch, other = project.two_batches("train", 16)
+    except CannotCheck:  # a batch that can't be cut
+        return
+    outputs = [project.forward(copied(batch), False, seed, grad=False)[0] for seed in (0, 1)]
+    found, again = (tensors_in(output) for output in outputs)
+    if not alike(found, again, 1e-6):
+        return  # it is drawn, e.g. by a generator
+    floats = {k: v for k, v in found.items() if v.is_floating_point()}
     changed = copied(batch)
     for key in project.keys()[0]:
         value = changed.get(key)

@@ -11,7 +11,9 @@ from torch import Tensor
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _COLUMNS, _FEWEST_COLUMNS = 8, 3  # a title is about as wide as three
 _LONGEST_NAME = 20  # characters: names mostly differ at their ends
-_BELOW: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": "#555555"}
+_BELOW: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "color": "#555555"}
+_WIDTH, _HEIGHT, _TITLE, _GAP = 1.5, 1.9, 0.42, 0.06  # inches of a part of the figure
+_NAME = 0.16  # of a sample's name
 
 
 _REMEDY = "draw other things by a figure of your own"
@@ -52,8 +54,6 @@ def draw_predictions(
 ) -> Figure:
     """Draws images with the predicted class and its probability, and the true one if it differs.
 
-    The figure is for `self.tensorboard.add_figure` or `savefig`.
-
     Args:
         images: (B, C, H, W), grey or RGB; uint8, or floats, drawn from the lowest to the highest.
         labels: Integers (B,).
@@ -71,18 +71,26 @@ def draw_predictions(
     names = classes or [str(k) for k in range(output.shape[1])]
     n_columns = min(max(len(images), _FEWEST_COLUMNS), _COLUMNS)
     n_rows = max(math.ceil(len(images) / n_columns), 1)
-    height = 2.1 if sample_names else 1.9
-    figure = Figure(figsize=(1.5 * n_columns, height * n_rows), layout="constrained")
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    height = _HEIGHT + (_NAME if sample_names else 0)
+    figure = Figure(figsize=(size := (_WIDTH * n_columns, height * n_rows)))
+    # One diagram, in inches, for all: one for each takes six times as long.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
+    axes.set_axis_off()
     values = (t.tolist() for t in (labels, predicted, probabilities))
-    rows = zip(_scaled(images), *values, strict=True)
-    for axes, (image, *of_image) in zip(grid.flat, rows, strict=False):
-        axes.imshow(image.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray")
-        _set_title(axes, names, *of_image)
-    for axes, name in zip(grid.flat, [*sample_names, *[""] * grid.size], strict=False):
-        axes.set_axis_off()
-        axes.text(0.5, -0.04, name[-_LONGEST_NAME:], transform=axes.transAxes, **_BELOW)
+    for n, (image, *of_image) in enumerate(zip(_scaled(images), *values, strict=True)):
+        row, column = divmod(n, n_columns)
+        left, top = _WIDTH * column, height * row + _TITLE
+        _draw_image(axes, image.permute(1, 2, 0).squeeze(2).numpy(), left, top)
+        _draw_title(axes, names, left + _WIDTH / 2, top, *of_image)
+    _draw_names(axes, sample_names[:n_images], n_columns, height)
     return figure
+
+
+def _draw_names(axes: Axes, names: Sequence[str], n_columns: int, height: float) -> None:
+    for n, name in enumerate(names):
+        row, column = divmod(n, n_columns)
+        x, y = _WIDTH * (column + 0.5), height * (row + 1) - _GAP
+        axes.text(x, y, name[-_LONGEST_NAME:], **_BELOW)
 
 
 def _scaled(images: Tensor) -> Tensor:
@@ -93,9 +101,21 @@ def _scaled(images: Tensor) -> Tensor:
     return (images.float() - low) / (high - low).clamp(min=1e-12)
 
 
-def _set_title(
-    axes: Axes, names: Sequence[str], label: int, found: int, probability: float
+def _draw_image(axes: Axes, pixels: Any, left: float, top: float) -> None:
+    """Draws it as large as fits below its title, with its own ratio of sides."""
+    H, W = pixels.shape[:2]
+    width, height = _WIDTH - _GAP, _HEIGHT - _TITLE - _GAP / 2
+    scale = min(width / W, height / H)
+    x, y = left + (_WIDTH - scale * W) / 2, top + (height - scale * H) / 2
+    extent = (x, x + scale * W, y + scale * H, y)
+    # The axis of y goes down, so that the first row of pixels is on top.
+    axes.imshow(pixels, cmap="gray", extent=extent, aspect="auto")
+
+
+def _draw_title(
+    axes: Axes, names: Sequence[str], x: float, y: float, label: int, found: int, probability: float
 ) -> None:
     true = names[label] if 0 <= label < len(names) else label  # e.g. an ignored one
     title = f"{names[found]} {probability:.2f}" + ("" if found == label else f"\ntrue: {true}")
-    axes.set_title(title, fontsize=9, color="black" if found == label else "#D55E00")
+    colour = "black" if found == label else "#D55E00"
+    axes.text(x, y - _GAP / 2, title, fontsize=9, color=colour, ha="center", va="bottom")

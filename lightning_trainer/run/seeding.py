@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_trainer.base.sampling import derive_seed, seed_generators
 from lightning_trainer.run.state import RunCallback
@@ -24,12 +25,15 @@ class SeedEachStep(RunCallback):
         self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))  # set by Lightning's seed_everything
         plugin: Any = trainer.precision_plugin
         convert = plugin.convert_input
+        self._rank, self._device = trainer.global_rank, trainer.strategy.root_device
+        loop = trainer.fit_loop
 
         def seed_and_convert(batch: Any) -> Any:
             """The first that is done with any batch, before the hooks of its transfer."""
-            if trainer.training:
-                self._seed_for(trainer, "train", trainer.fit_loop.total_batch_idx + 1)
-            elif not trainer.sanity_checking:
+            stage = trainer.state.stage
+            if stage is RunningStage.TRAINING:
+                self._seed_for(trainer, "train", loop.total_batch_idx + 1)
+            elif stage is not RunningStage.SANITY_CHECKING:
                 self._seed_for(trainer, "val batch", trainer.global_step, self._n_batches)
                 self._n_batches += 1
             return convert(batch)
@@ -57,5 +61,5 @@ class SeedEachStep(RunCallback):
         self.on_validation_start(trainer)
 
     def _seed_for(self, trainer: pl.Trainer, purpose: str, *position: int) -> None:
-        seed = derive_seed(self._seed, purpose, trainer.global_rank, *position)
-        seed_generators(seed, trainer.strategy.root_device)
+        seed = derive_seed(self._seed, purpose, self._rank, *position)
+        seed_generators(seed, self._device)

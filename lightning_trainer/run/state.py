@@ -103,7 +103,7 @@ class LossSum:
         if since != self._since:
             self._sum.zero_()
             self._n_batches, self._since = 0, since
-        self._sum.add_(loss.reshape(()), alpha=scale)
+        self._sum.add_(loss.reshape(()) if loss.ndim else loss, alpha=scale)
         self._n_batches += 1
 
     def total(self, since: int) -> tuple[float, int]:
@@ -131,6 +131,7 @@ class RunState:
     save_minutes: float = 10.0  # a crash loses at most so much training
     on_non_finite: Literal["stop", "skip"] = "stop"
     saves: bool = True  # whether any checkpoints are written
+    fast_loop: bool = True  # whether batches run without Lightning's own loop, where they can
     is_guest: bool = False  # whether nothing may be written into the folder
     is_sessions_own: bool = True  # False for a test of a session that was trained
     predict_data: str | None = None  # what `predict` is given in place of `predict_dataset`

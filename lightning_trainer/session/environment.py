@@ -60,6 +60,17 @@ _CODE = (
 _SETTINGS = ("yaml", "yml", "toml", "ini", "cfg", "conf", "properties", "env", "json")
 
 
+def is_first_process() -> bool:
+    """Whether this is process 0 of all."""
+    env = os.environ
+    if "RANK" in env:
+        return int(env["RANK"]) == 0
+    local, node = env.get("LOCAL_RANK"), env.get("NODE_RANK", env.get("GROUP_RANK"))
+    if local is not None or node is not None:
+        return int(local or 0) == 0 and int(node or 0) == 0
+    return int(env.get("SLURM_PROCID", 0)) == 0
+
+
 def job_id() -> str | None:
     """The scheduler's name for this process's job; None outside of a job."""
     return next((os.environ[name] for name in _JOB_ID_VARIABLES if name in os.environ), None)
@@ -112,6 +123,7 @@ def installed_packages() -> dict[str, str]:
 _ENDS = ".dist-info"
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -21,6 +21,12 @@ _OPENING = re.compile(r"[\[{]")  # of text without many, and none of the above, 
 _LONG_NUMBER = re.compile(r"[-+.]?\d[\d_:.a-fA-FxX]{400,}")
 
 
+def read_settings(text: str) -> dict[str, Any]:
+    """What `dump_settings` has written."""
+    settings: dict[str, Any] = yaml.load(text, Loader=_Loader)
+    return settings
+
+
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """The mapping in a YAML file; None if the file is missing, damaged or holds something else."""
     try:
@@ -94,18 +100,27 @@ def check_stored(value: Any) -> None:
 
 def dump_settings(settings: dict[str, Any]) -> str:
     """Settings as YAML that jsonargparse reads back unchanged."""
-    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
+    try:
+        text: str = yaml.dump(settings, Dumper=_FastDumper, sort_keys=False)
+    except UnicodeEncodeError:  # a name of a file that is not UTF-8
+        text = yaml.dump(settings, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text such as 3e-3, which is a float to jsonargparse but not to PyYAML."""
 
 
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _FastDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """The same in C, five times as fast."""
+
+
+for _dumper in (_Dumper, _FastDumper):
+    _dumper.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def replace_text(path: Path, text: str) -> None:

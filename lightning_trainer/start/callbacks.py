@@ -32,6 +32,7 @@ from lightning_trainer.run.garbage import CollectGarbage
 from lightning_trainer.run.keep import KeepState
 from lightning_trainer.run.last_batch import WarnOfLastBatch
 from lightning_trainer.run.loaders import FollowLoaders
+from lightning_trainer.run.looping import ChooseLoop
 from lightning_trainer.run.rows import PlaceRows
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
@@ -50,6 +51,7 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         FollowLoaders(run),  # after the state of loaders is restored
         SeedEachStep(run),  # before anything draws
         PlaceRows(run),  # before anything is logged
+        ChooseLoop(run),  # before the first batch: any place would do
         SettleBuckets(run),  # before the first step: any place would do
         KeepMetrics(run),  # adds to the state that KeepState has begun
         KeepLogged(run),  # before the first checkpoint

@@ -2,23 +2,27 @@
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from lightning_trainer.base.hook_checks import require_begun
 from lightning_trainer.check.inspection import Inspected, Inspection, quieten
 from lightning_trainer.check.limits import kept_generators
 from lightning_trainer.check.loaded import watched_loads
 from lightning_trainer.check.project import Load
 from lightning_trainer.check.telling import format_json, format_text
+from lightning_trainer.checkpoints.beginning import BeginModel
 from lightning_trainer.commands.options import CommandLine, CommandParser
 from lightning_trainer.internals_of_hooks import without_profiler
 from lightning_trainer.start.cli import SessionCLI, run_trainer
@@ -55,7 +59,7 @@ class CheckCLI(SessionCLI):
         if config.matmul_precision:
             torch.set_float32_matmul_precision(config.matmul_precision)
         self.notes = _take_one_device(config.trainer)
-        self._callbacks_act = _may_act(config.trainer.callbacks)
+        self._callback_classes = _classes_of(config.trainer.callbacks)
         if config.trainer.callbacks:
             self.notes.append("the callbacks of the config were left out")
         arguments = config.model.get("init_args") or {}
@@ -69,33 +73,36 @@ class CheckCLI(SessionCLI):
         """Without a search of tuner callbacks; weights may be loaded in `__init__`."""
         self.loads = self._stack.enter_context(watched_loads())
         super(SessionCLI, self).instantiate_classes()
+        require_begun(self.model, self.datamodule)
         quieten(self.model)
+
+    def _beginning(self) -> BeginModel:
+        """Makes the model as in `fit`, with the weights of `--init_from`."""
+        state: Any = SimpleNamespace(settings={"init_from": self.config.fit.init_from})
+        begin = BeginModel(state)
+        begin.tells = False
+        return begin
 
     def _inspection(self) -> Inspection:
         return Inspection(
             self.loads,
             self.notes,
-            callbacks_act=self._callbacks_act,
+            left_out=self._callback_classes,
             output_path=self.config.fit.output_path,
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         own = {
             "logger": [DummyLogger()],
-            "callbacks": [self._inspection()],
+            "callbacks": [self._beginning(), self._inspection()],
             "profiler": without_profiler(),
         }
         return LightningCLI.instantiate_trainer(self, **own, **kwargs)
 
 
-def _may_act(callbacks: Any) -> bool:
-    """Whether a callback may freeze weights or give the optimiser more: a project's own may."""
+def _classes_of(callbacks: Any) -> list[type]:
     settings = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
-    for path in (setting.class_path for setting in settings):
-        is_known = path.startswith(("lightning.", "lightning_trainer."))
-        if not is_known or issubclass(resolve_name(path), BaseFinetuning):
-            return True
-    return False
+    return [resolve_name(setting.class_path) for setting in settings]
 
 
 def _take_one_device(trainer: Any) -> list[str]:
@@ -109,6 +116,33 @@ def _take_one_device(trainer: Any) -> list[str]:
 
 def check(argv: list[str]) -> int:
     """Runs the command with options of `fit`; returns its exit code."""
+    if "--format=json" not in argv and ("--format", "json") not in pairwise(argv):
+        return _check(argv)
+    errors = _Heard(sys.stderr)
+    try:
+        with contextlib.redirect_stderr(errors):
+            return _check(argv)
+    except SystemExit as ex:
+        if ex.code:
+            print(json.dumps({"error": errors.text.strip(), "exit_code": ex.code}), flush=True)
+        raise
+
+
+class _Heard:
+    """Another stream, and the text that is written to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.text = stream, ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _check(argv: list[str]) -> int:
     parser = CommandParser(
         "check",
         usage="%(prog)s --config FILE [--format {text,json}] [--OPTION VALUE ...]",
@@ -121,16 +155,18 @@ def check(argv: list[str]) -> int:
         parser.error("`check` takes no `--ckpt_path`: it looks at a training from its start")
     if not options:
         parser.error("`check` needs to know the project: give `--config FILE`")
+    is_json = own.format == "json"
     try:
-        with _given_back():
+        with _given_back(), contextlib.ExitStack() as stack:
+            if is_json:  # what a project prints is no part of the object
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             run_trainer(["fit", *options], CheckCLI)
     except Inspected as ended:
         report = ended.report
-        shown = format_json(report) if own.format == "json" else format_text(report, ended.module)
-        print(shown, flush=True)
+        print(format_json(report) if is_json else format_text(report, ended.module), flush=True)
         return 1 if report.certain else 0
     sys.stderr.write("error: the run has ended before its first epoch: nothing was checked\n")
-    return 1
+    sys.exit(1)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_trainer.base.data import BaseDataModule
+from lightning_trainer.base.hook_checks import require_begun
 from lightning_trainer.base.module import BaseModule
 from lightning_trainer.checkpoints.early import NotingTrainer
 from lightning_trainer.checkpoints.restart import Restart
@@ -22,12 +22,12 @@ from lightning_trainer.internals import root_cause, set_timeout
 from lightning_trainer.internals_of_hooks import skip_empty_hooks
 from lightning_trainer.internals_of_loading import load_safely
 from lightning_trainer.run.state import RunState
-from lightning_trainer.session.environment import shown_command
+from lightning_trainer.session.environment import is_first_process, shown_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secret_forms import known_forms
 from lightning_trainer.session.secrets import secret_texts
-from lightning_trainer.session.settings import dump_settings
+from lightning_trainer.session.settings import dump_settings, read_settings
 from lightning_trainer.session.terminal import keep_log
 from lightning_trainer.start.defaults import config_texts, hyper_parameters, left_out, storable
 from lightning_trainer.start.failure import (
@@ -37,10 +37,15 @@ from lightning_trainer.start.failure import (
     report_failure,
 )
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
-from lightning_trainer.start.launch import is_first_process, random_seed
+from lightning_trainer.start.launch import random_seed
 from lightning_trainer.start.notifying import begin_notifying, take_wishes
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
-from lightning_trainer.start.parser import SessionParser, parser_arguments, session_options
+from lightning_trainer.start.parser import (
+    AS_SETTINGS,
+    SessionParser,
+    parser_arguments,
+    session_options,
+)
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
 from lightning_trainer.start.trainer import (
@@ -149,16 +154,14 @@ class SessionCLI(LightningCLI):
         # What a session folder holds must not name an address to read more from.
         set_parsing_settings(config_read_mode_fsspec_enabled=not stored)
         # Single options come last: they win over files.
+        self.parser.refuses_null = True
         self.config = self.parser.parse_args([line.command, *files, *line.others])
-        try:
-            self.parser.validate(self.config, skip_unset=False)  # parsing lets null through
-        except TypeError as ex:
-            self.parser.error(str(ex), ex)
 
     def _resolved(self) -> dict[str, Any]:
         """Every setting as plain types, with secrets."""
-        dumped = self.parser.dump(storable(self.config), skip_unset=False, skip_validation=True)
-        settings: dict[str, Any] = yaml.safe_load(dumped)[self.config.subcommand]
+        how: dict[str, Any] = {"format": AS_SETTINGS, "skip_unset": False, "skip_validation": True}
+        dumped = self.parser.dump(storable(self.config), **how)
+        settings: dict[str, Any] = read_settings(dumped)[self.config.subcommand]
         return {name: value for name, value in settings.items() if name not in _NOT_OF_FIT}
 
     def before_instantiate_classes(self) -> None:
@@ -209,6 +212,7 @@ class SessionCLI(LightningCLI):
             request = self._make_request()
             self.session.write_config(dump_settings(request.settings), secrets=request.secrets)
         super().instantiate_classes()
+        require_begun(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""

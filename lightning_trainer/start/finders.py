@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateF
 from lightning_trainer.checkpoints.beginning import BeginModel
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.run.state import RunState
-from lightning_trainer.start.launch import is_first_process, n_processes
+from lightning_trainer.session.environment import is_first_process
+from lightning_trainer.start.launch import n_processes
 
 _BASES = (LearningRateFinder, BatchSizeFinder)
 

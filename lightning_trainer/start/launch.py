@@ -29,17 +29,6 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def is_first_process() -> bool:
-    """Whether this is process 0 of all."""
-    env = os.environ
-    if "RANK" in env:
-        return int(env["RANK"]) == 0
-    local, node = env.get("LOCAL_RANK"), env.get("NODE_RANK", env.get("GROUP_RANK"))
-    if local is not None or node is not None:
-        return int(local or 0) == 0 and int(node or 0) == 0
-    return int(env.get("SLURM_PROCID", 0)) == 0
-
-
 def random_seed() -> int:
     """A random seed, which Lightning's launcher passes on to the processes that it starts."""
     if int(os.environ.get("LOCAL_RANK", 0)) > 0 and "PL_GLOBAL_SEED" in os.environ:

@@ -14,6 +14,7 @@ from lightning_trainer.session.door import check_own_folder
 from lightning_trainer.session.environment import (
     describe_environment,
     installed_packages,
+    is_first_process,
     job_id,
     uncommitted_changes,
 )
@@ -22,7 +23,7 @@ from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.run_record import note_start
 from lightning_trainer.session.secrets import scrub, secret_texts
 from lightning_trainer.session.settings import differences, dump_settings
-from lightning_trainer.start.launch import end_with_parent, is_first_process, n_processes
+from lightning_trainer.start.launch import end_with_parent, n_processes
 
 # Passes the folder on to the processes that Lightning starts on this machine.
 _SESSION_VARIABLE = "LIGHTNING_TRAINER_SESSION"

@@ -5,7 +5,13 @@ import sys
 from pkgutil import iter_modules, resolve_name
 from typing import Any, Literal, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_dumper,
+    set_parsing_settings,
+)
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -13,10 +19,14 @@ from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.registry import COMMANDS
 from lightning_trainer.internals import option_names
 from lightning_trainer.session.imports import refused_import
+from lightning_trainer.session.settings import dump_settings
 from lightning_trainer.start.refusal import BASES, Refusal
 
 # No setting may name what Python itself has for starting programs and running code: `os.system`.
 set_parsing_settings(import_path_denylist=[])
+
+AS_SETTINGS = "settings"  # a format of `dump`
+set_dumper(AS_SETTINGS, dump_settings)
 
 # Name, type, default and help of the options of a session.
 SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
@@ -31,6 +41,7 @@ SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         *("on_non_finite", Literal["stop", "skip"], "stop"),
         "When the loss is no number: end the run, or go back to last.ckpt and go on.",
     ),
+    ("fast_loop", bool, True, "false: Lightning runs the batches itself, at twice the cost."),
     (
         *("matmul_precision", Literal["highest", "high", "medium"] | None, None),
         "Of float32 matrix products: high and medium use a GPU's tensor cores. null: torch's own.",
@@ -86,8 +97,14 @@ class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 class SessionParser(LightningArgumentParser):
     """Prints errors in one message with near names and where to read more."""
 
+    refuses_null = False  # where the argument's type does; jsonargparse lets null through
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_Formatter, **kwargs)
+
+    def validate(self, namespace: Namespace, skip_unset: bool = True, **kwargs: Any) -> None:
+        """Checks the values; parsing calls it once it has them all."""
+        super().validate(namespace, skip_unset and not self.refuses_null, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message and exits with code 2."""
@@ -152,7 +169,8 @@ def check_nulls(group: str, settings: Any) -> None:
     if not nulls:
         return
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(resolve_name(settings.class_path), fail_untyped=False)
+    others = {*arguments} - {*nulls}
+    parser.add_class_arguments(resolve_name(settings.class_path), fail_untyped=False, skip=others)
     for argument in nulls:
         try:
             null = Namespace(**{argument: None})  # type: ignore[no-untyped-call]

@@ -46,6 +46,7 @@ def run_state(
         config.save_minutes,
         config.on_non_finite,
         saves=config.trainer.enable_checkpointing is not False and not config.trainer.fast_dev_run,
+        fast_loop=config.fast_loop,
         is_guest=is_guest,
         is_sessions_own=not is_guest and request.records,
         predict_data=config.get("predict_data"),
@@ -83,12 +84,17 @@ def hide_absent_gpus(stack: ExitStack) -> None:
     """Tells torch that there is no GPU, on a machine without one, until the stack closes.
 
     Lightning 2.0 sets PYTORCH_NVML_BASED_CUDA_CHECK. A torch that is built for CUDA then tries to
-    load NVIDIA's library in each step of an optimiser, at 0.1 ms.
+    load NVIDIA's library in each step of an optimiser, at 0.1 ms, or looks for GPUs in the
+    environment, at 4 us.
     """
-    name = "CUDA_VISIBLE_DEVICES"
-    if name not in os.environ and not torch.cuda.device_count():
-        os.environ[name] = ""
-        stack.callback(os.environ.pop, name, None)
+    hidden, check = "CUDA_VISIBLE_DEVICES", "PYTORCH_NVML_BASED_CUDA_CHECK"
+    if torch.cuda.device_count():
+        return
+    if hidden not in os.environ:
+        os.environ[hidden] = ""
+        stack.callback(os.environ.pop, hidden, None)
+    if check in os.environ:
+        stack.callback(os.environ.__setitem__, check, os.environ.pop(check))
 
 
 def keep_torchs_settings(stack: ExitStack) -> None:

@@ -360,9 +360,69 @@ def test_keys_of_all_epochs_are_decoded():
     assert [dataset[key]["i"] for key in range(12)] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 
-def test_a_whole_batch_is_fetched_only_where_the_dataset_offers_it():
-    assert not hasattr(SeededDataset(Noise(), SEED), "__getitems__")
-    assert hasattr(SeededDataset(NoiseByBatch(), SEED), "__getitems__")
+DRAWS = {
+    "torch": lambda: torch.rand(()).item(),
+    "numpy": lambda: float(np.random.rand()),
+    "python": random.random,
+    "numpy's normal": lambda: float(np.random.randn()),
+    "a seed from torch": torch.initial_seed,
+    "its own seed": lambda: np.random.seed(3),
+}
+
+
+class Drawing(Noise):
+    """Draws what it is told to, from some sample on."""
+
+    def __init__(self, names: tuple[str, ...], since: int) -> None:
+        self.names, self.since, self.read = names, since, []
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        names = self.names if index >= self.since else ()
+        return (index, [DRAWS[name]() for name in names])
+
+
+@pytest.mark.parametrize("since", [0, 1, 9, 13])
+@pytest.mark.parametrize(
+    "names", [(), *[(name,) for name in DRAWS], ("python", "numpy"), (*DRAWS,)]
+)
+def test_read_by_batches_the_samples_are_those_that_are_read_alone(names, since):
+    alone, dataset = (SeededDataset(Drawing(names, since), SEED) for _ in range(2))
+    for start in range(0, 40, 8):
+        keys = [*range(start, start + 8)]
+        assert dataset.__getitems__(keys) == [alone[key] for key in keys]
+
+
+def test_a_batch_is_read_again_only_where_it_is_the_first_to_draw():
+    for names, since, n_more in (((), 0, 0), (("torch",), 0, 0), (("python",), 0, 1)):
+        dataset = SeededDataset(Drawing(names, since), SEED)
+        for start in range(0, 40, 8):
+            dataset.__getitems__([*range(start, start + 8)])
+        assert len(dataset.dataset.read) == 40 + n_more
+    dataset = SeededDataset(Drawing(("python", "numpy"), 10), SEED)
+    for start in range(0, 40, 8):
+        dataset.__getitems__([*range(start, start + 8)])
+    assert len(dataset.dataset.read) == 40 + 8
+
+
+def test_what_makes_a_batch_of_samples_may_draw():
+    """As for a mixture of samples, by numbers that belong to the batch."""
+
+    class Mixing(Drawing):
+        def collate_fn(self, samples):
+            return [DRAWS[name]() for name in ("torch", "numpy", "python")]
+
+    dataset = SeededDataset(Mixing((), 0), SEED)
+    drawn = []
+    for keys in ([1, 2], [3, 4], [1, 2]):
+        dataset.__getitems__(keys)
+        drawn.append(dataset.dataset.collate_fn([]))
+        dataset[keys[-1]]  # alone, all generators are seeded
+        assert drawn[-1] == dataset.dataset.collate_fn([])
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_a_whole_batch_gets_decoded_indices():

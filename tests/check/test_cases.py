@@ -3,9 +3,11 @@
 import case_data  # noqa: F401
 import case_model  # noqa: F401
 import case_training  # noqa: F401
+import case_unusual  # noqa: F401
 import healthy  # noqa: F401
 import lightning.pytorch as pl
 import pytest
+import unusual  # noqa: F401
 from bases import CASES, Case
 
 from lightning_trainer.check.catalogue import CHECKS

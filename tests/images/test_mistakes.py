@@ -1,8 +1,10 @@
 """The pictures of what a classifier confuses."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyData, TinyModule, run_process
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -266,13 +268,30 @@ def test_predictions_have_the_image_the_class_and_its_probability(channels, dtyp
     images = torch.arange(3 * channels * 16).reshape(3, channels, 4, 4).to(dtype)
     output = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 9.0]])
     figure = draw_predictions(images, torch.tensor([0, 1, 1]), output, ["cat", "dog"], n_images=2)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["cat 0.50", "cat 0.99\ntrue: dog"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["cat 0.50", "cat 0.99\ntrue: dog"]
     shown = figure.axes[0].get_images()[0].get_array()
     assert shown.shape == ((4, 4) if channels == 1 else (4, 4, 3))
 
 
 IMAGES, LABELS, LOGITS = torch.rand(4, 3, 2, 2), torch.arange(4), torch.rand(4, 5)
+
+
+def test_an_image_is_drawn_below_its_title_with_its_own_sides_and_its_first_row_on_top():
+    image = torch.tensor([[[[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]]])  # black above white
+    figure = draw_predictions(image, torch.tensor([0]), torch.tensor([[1.0, 0.0]]))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    height, width = [n / figure.dpi for n in np.asarray(canvas.buffer_rgba()).shape[:2]]
+    box = figure.axes[0].get_images()[0].get_window_extent()
+    title = figure.axes[0].texts[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= 1.5 * figure.dpi and box.y1 <= title.y0
+    assert box.width / box.height == pytest.approx(2)
+    pixels = np.asarray(canvas.buffer_rgba())[::-1]  # from the bottom
+    x = int((box.x0 + box.x1) / 2)
+    assert pixels[int(box.y1) - 3, x, 0] == 0 and pixels[int(box.y0) + 3, x, 0] == 255
+    assert (width, height) == (4.5, 1.9)
+
+
 OTHERS = [
     (torch.rand(4, 7), LABELS, LOGITS, "float32 (4, 7), int64 (4,), float32 (4, 5)"),
     (torch.rand(4, 2, 8, 8), LABELS, LOGITS, "float32 (4, 2, 8, 8), int64 (4,), float32 (4, 5)"),
@@ -286,7 +305,7 @@ OTHERS = [
 
 def test_a_label_of_no_class_is_drawn_as_its_number():
     figure = draw_predictions(IMAGES[:1], torch.tensor([-100]), LOGITS[:1], list("abcde"))
-    assert figure.axes[0].get_title().endswith("\ntrue: -100")
+    assert figure.axes[0].texts[0].get_text().endswith("\ntrue: -100")
 
 
 @pytest.mark.parametrize(("images", "labels", "output", "got"), OTHERS)

@@ -1,6 +1,7 @@
 """curves.png of a session."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from matplotlib.image import imread
@@ -12,15 +13,15 @@ from lightning_trainer.session import drawing
 from lightning_trainer.session.drawing import draw_session
 from lightning_trainer.session.folder import Session
 
-BEGIN = DrawCurves._begin  # before conftest takes it away
+DRAW = DrawCurves._draw  # before conftest takes it away
 
 
 @pytest.fixture
-def begin(monkeypatch):
-    monkeypatch.setattr(DrawCurves, "_begin", BEGIN)
+def drawn(monkeypatch):
+    monkeypatch.setattr(DrawCurves, "_draw", DRAW)
 
 
-def test_a_session_has_them_of_all_its_numbers_when_it_ends(run, config, sessions, begin):
+def test_a_session_has_them_of_all_its_numbers_when_it_ends(run, config, sessions, drawn):
     code, _, err = run("fit", "--config", config, "--trainer.max_steps=10")
     assert code == 0, err
     [session] = sessions()
@@ -31,7 +32,7 @@ def test_a_session_has_them_of_all_its_numbers_when_it_ends(run, config, session
     assert not (session / "curves.tmp.png").exists()
 
 
-def test_a_session_that_can_not_draw_says_so_and_ends_well(run, config, sessions, begin):
+def test_a_session_that_can_not_draw_says_so_and_ends_well(run, config, sessions, drawn):
     assert run("fit", "--config", config, "--trainer.max_steps=5")[0] == 0
     [session] = sessions()
     (session / "curves.png").unlink()
@@ -77,46 +78,78 @@ def test_whatever_is_logged_can_be_drawn(tmp_path, rows, best):
     assert (tmp_path / "curves.png").exists() == bool(rows)
 
 
-def test_one_is_drawn_at_a_time_and_every_20_s_and_the_newest_at_the_end(
-    tmp_path, monkeypatch, begin
-):
-    begun, processes, now = [], [], [100.0]
+class Process:
+    """A drawing that is done when it is told so."""
 
-    class Process:
-        returncode = None
+    all: ClassVar[list["Process"]] = []
 
-        def __init__(self, command, **options) -> None:
-            begun.append(command[-2:])
-            processes.append(self)
+    def __init__(self, command, **options) -> None:
+        self.iteration, self.returncode, self.killed = command[-1], None, False
+        self.all.append(self)
 
-        def poll(self):
-            return self.returncode
+    def poll(self):
+        return self.returncode
 
-        def communicate(self, timeout):
-            self.returncode = 0
-            return None, ""
+    def communicate(self):
+        return None, ""
 
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.fixture
+def validate(tmp_path, monkeypatch):
+    """Validates at a time: validate(iteration, at_s) -> iterations of the processes so far."""
+    now = [100.0]
+    monkeypatch.setattr(Process, "all", [])
     monkeypatch.setattr(curves.subprocess, "Popen", Process)
     monkeypatch.setattr(curves, "monotonic", lambda: now[0])
     run = RunState(Session(tmp_path))
-    state = SimpleNamespace(fn="fit")
-    trainer = SimpleNamespace(state=state, sanity_checking=False, is_global_zero=True)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"), sanity_checking=False, is_global_zero=True
+    )
     module = SimpleNamespace(score_key="val/accuracy", score_mode="max")
     callback = DrawCurves(run)
+    callback.on_train_start(trainer, module)
 
-    def validate(iteration: int, at_s: float) -> list[str]:
+    def validate_(iteration: int, at_s: float) -> list[str]:
         now[0], run.newest_best = at_s, Best("val/accuracy", "max", iteration / 10, iteration)
         callback.on_validation_end(trainer, module)
-        return [iteration for _, iteration in begun]
+        return [process.iteration for process in Process.all]
 
-    assert validate(1, at_s=100) == ["1"]
-    assert validate(2, at_s=130) == ["1"]  # the first is not done
-    processes[0].returncode = 0
-    assert validate(3, at_s=131) == ["1", "3"]
-    processes[1].returncode = 0
-    assert validate(4, at_s=150) == ["1", "3"]
-    assert validate(5, at_s=151) == ["1", "3", "5"]
-    processes[2].returncode = 0
-    assert validate(6, at_s=152) == ["1", "3", "5"]
-    callback.teardown(trainer, module, "fit")
-    assert begun == [["0.1", "1"], ["0.3", "3"], ["0.5", "5"], ["0.6", "6"]]
+    validate_.callback = callback
+    return validate_
+
+
+def test_a_process_draws_every_20_s_and_never_two_at_once(validate):
+    assert validate(1, at_s=119) == []
+    assert validate(2, at_s=120) == ["2"]
+    assert validate(3, at_s=150) == ["2"]  # the first is not done
+    Process.all[0].returncode = 0
+    assert validate(4, at_s=151) == ["2", "4"]
+    Process.all[1].returncode = 0
+    assert validate(5, at_s=170) == ["2", "4"]
+    assert validate(6, at_s=171) == ["2", "4", "6"]
+
+
+@pytest.mark.parametrize("hook", ["on_fit_end", "teardown"])
+def test_the_end_draws_the_newest_numbers_once_and_waits_for_no_process(
+    validate, monkeypatch, hook
+):
+    drawn = []
+    monkeypatch.setattr(drawing, "draw_session", lambda *args: drawn.append(args[1:]))
+    monkeypatch.setattr(DrawCurves, "_draw", DRAW)
+    validate(1, at_s=120)
+    getattr(validate.callback, hook)()
+    assert Process.all[0].killed and drawn == [("val/accuracy", "max", (1, 0.1))]
+    validate.callback.teardown()
+    assert len(drawn) == 1
+
+
+def test_the_end_draws_nothing_that_a_process_has_drawn(validate, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(DrawCurves, "_draw", drawn.append)
+    validate(1, at_s=120)
+    Process.all[0].returncode = 0
+    validate.callback.on_fit_end()
+    assert not drawn and not Process.all[0].killed

@@ -1,0 +1,182 @@
+"""One iteration without Lightning's closures: the same hooks in the same order, fewer calls.
+
+As in `internals.py`: the private part, the reason, the version; a test fails when it changes.
+"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from lightning_trainer.internals_of_hooks import CURRENT_HOOK, defines
+
+# Hooks of a module that do nothing.
+_EMPTY = {
+    getattr(LightningModule, f"on_{name}")
+    for name in (
+        "train_batch_start", "train_batch_end", "before_zero_grad", "before_backward",
+        "after_backward", "before_optimizer_step",
+    )
+}  # fmt: skip
+
+
+class DirectHooks:
+    """Calls those hooks of the module and of the callbacks that somebody defines.
+
+    Lightning 2.0 looks each one up, opens a profiler's block around it and names it in the module.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.module = trainer, trainer.lightning_module
+        self.callbacks: list[Callback] = []
+        self.defined: dict[str, list[Callback]] = {}
+
+    def find(self) -> None:
+        """Looks at the callbacks anew if there are others, which a module may add."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self.callbacks != callbacks:
+            self.callbacks, self.defined = [*callbacks], {}
+
+    def of_module(self, name: str, *args: Any, **options: Any) -> Any:
+        """Calls a hook of the module, unless it is the empty one of its base class."""
+        module = self.module
+        hook = getattr(module, name)
+        if getattr(hook, "__func__", None) in _EMPTY or hook is None:
+            return None
+        outer, vars(module)[CURRENT_HOOK] = vars(module)[CURRENT_HOOK], name
+        result = hook(*args, **options)
+        vars(module)[CURRENT_HOOK] = outer
+        return result
+
+    def of_callbacks(self, name: str, *args: Any) -> None:
+        """Calls a hook of the callbacks that define it."""
+        defined = self.defined.get(name)
+        if defined is None:
+            defined = [c for c in self.callbacks if defines(c, Callback, name)]
+            self.defined[name] = defined
+        if not defined:
+            return
+        trainer, module = self.trainer, self.module
+        outer, vars(module)[CURRENT_HOOK] = vars(module)[CURRENT_HOOK], name
+        for callback in defined:
+            if (hook := getattr(callback, name)) is not None:
+                hook(trainer, module, *args)
+        vars(module)[CURRENT_HOOK] = outer
+
+
+class DirectUpdate:
+    """Runs `training_step`, the backward pass and the optimiser's step of a batch.
+
+    Lightning 2.6: `_AutomaticOptimization.run`, whose counters it uses. Lightning itself takes a
+    batch whose gradients are accumulated, and a module that overrides `optimizer_step`.
+    """
+
+    def __init__(self, trainer: Trainer, hooks: DirectHooks) -> None:
+        self.trainer: Any = trainer
+        self.hooks, self.module = hooks, hooks.module
+        self.precision: Any = trainer.precision_plugin
+        self.scaler = getattr(self.precision, "scaler", None)
+        self.forwards = trainer.strategy.model is self.module  # no wrapper such as DDP's
+        self.automatic: Any = trainer.fit_loop.epoch_loop.automatic_optimization
+        self.progress = self.automatic.optim_progress.optimizer
+
+    def begin_epoch(self) -> None:
+        """Looks up what does not change within an epoch."""
+        self.optimiser = self.trainer.optimizers[0]
+        step = self.module.training_step
+        self.takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+
+    def run(self, batch: Any, index: int) -> dict[str, Any]:
+        """One iteration; returns what `training_step` returned, with the loss detached."""
+        arguments = {"batch": batch, "batch_idx": index} if self.takes_index else {"batch": batch}
+        trainer, module, optimiser = self.trainer, self.module, self.optimiser
+        output: dict[str, Any] = {}
+        steps_itself = defines(module, LightningModule, "optimizer_step")
+        if steps_itself or trainer.accumulate_grad_batches > 1:
+            output = self.automatic.run(optimiser, index, arguments)
+            return output
+
+        def closure() -> Tensor | None:
+            nonlocal output
+            with torch.enable_grad():
+                loss, output = self._loss_of(arguments)
+                self._zero_grad(index)
+                if loss is not None:
+                    self._backward(loss)
+            return output.get("loss")
+
+        step = self.progress.step
+        step.increment_ready()
+        outer, vars(module)[CURRENT_HOOK] = vars(module)[CURRENT_HOOK], "optimizer_step"
+        if self.scaler:
+            self.precision.optimizer_step(optimiser, model=module, closure=closure)
+        else:
+            optimiser.step(closure=lambda: self._after(closure()))
+        vars(module)[CURRENT_HOOK] = outer
+        step.increment_completed()
+        return output
+
+    def _loss_of(self, arguments: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any]]:
+        """The loss of a batch, and what the step returns, with a copy of the loss."""
+        if not self.forwards:
+            return _loss_and_output(self.automatic._training_step(arguments))
+        module: Any = self.module
+        outer, vars(module)[CURRENT_HOOK] = vars(module)[CURRENT_HOOK], "training_step"
+        if type(self.precision) is Precision:
+            step = module.training_step(*arguments.values())
+        else:
+            with self.precision.autocast_context_manager():
+                step = module.training_step(*arguments.values())
+        vars(module)[CURRENT_HOOK] = outer
+        loss = step.get("loss") if type(step) is dict else None
+        if loss is None:
+            return _loss_and_output(ClosureResult.from_training_step_output(step))
+        output = {"loss": None, **step}
+        output["loss"] = loss.detach().clone()
+        return loss, output
+
+    def _zero_grad(self, index: int) -> None:
+        progress, hooks = self.progress.zero_grad, self.hooks
+        progress.increment_ready()
+        hooks.of_callbacks("on_before_zero_grad", self.optimiser)
+        hooks.of_module("on_before_zero_grad", self.optimiser)
+        progress.increment_started()
+        epoch = self.trainer.current_epoch
+        hooks.of_module("optimizer_zero_grad", epoch, index, self.optimiser)
+        progress.increment_completed()
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.scaler:
+            call._call_strategy_hook(self.trainer, "backward", loss, self.optimiser)
+            return
+        self.hooks.of_callbacks("on_before_backward", loss)
+        self.hooks.of_module("on_before_backward", loss)
+        self.hooks.of_module("backward", loss)
+        self.hooks.of_callbacks("on_after_backward")
+        self.hooks.of_module("on_after_backward")
+
+    def _after(self, loss: Tensor | None) -> Tensor | None:
+        """What follows the gradients, within the optimiser's step."""
+        trainer, optimiser = self.trainer, self.optimiser
+        self.hooks.of_callbacks("on_before_optimizer_step", optimiser)
+        self.hooks.of_module("on_before_optimizer_step", optimiser)
+        value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+        clips_itself = defines(self.module, LightningModule, "configure_gradient_clipping")
+        if clips_itself or value is not None:
+            clip = {"gradient_clip_val": value, "gradient_clip_algorithm": algorithm}
+            self.hooks.of_module("configure_gradient_clipping", optimiser, **clip)
+        return loss
+
+
+def _loss_and_output(result: ClosureResult) -> tuple[Tensor | None, dict[str, Any]]:
+    """As from Lightning's closure; a step without a loss is told once, as there."""
+    loss = result.closure_loss
+    if loss is None:
+        Closure(lambda: result).closure()  # warns
+    return loss, {} if loss is None else result.asdict()

@@ -143,16 +143,16 @@ class ShowMistakes(Callback):
         wrong = self._mistakes[0] >= 0
         _, images, labels, outputs, codes = (t[wrong] for t in self._mistakes)
         names = [told[code] for code in codes.tolist()]
-        given = (images, labels, outputs, classes, self.n_mistakes, names)
+        n, n_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
+        title = f"{mode}, iteration {step:,}: {n_wrong:,} of {n:,} wrong"
+        if tag := RunState.of(trainer, self).settings.get("tag"):
+            title = f"{tag}, {title}"
+        given = (images, labels, outputs, classes, self.n_mistakes, names, title)
         figures = {
-            "confusion_matrix": _draw_matrix(counts, classes),
+            "confusion_matrix": _draw_matrix(counts, classes, title),
             "mistakes": draw_predictions(*given),
         }
-        n, n_wrong = int(counts.sum()), int(counts.sum() - counts.trace())
         for name, figure in figures.items():
-            tag = RunState.of(trainer, self).settings.get("tag", "")
-            title = f"{tag}, {mode}, iteration {step:,}: {n_wrong:,} of {n:,} wrong"
-            figure.suptitle(title.removeprefix(", "))
             pixels = _render(figure)  # once for all loggers, because it takes longest
             for logger in loggers:
                 _log_picture(logger, f"{mode}/{name}", f"{prefix}{name}.png", pixels, step)
@@ -186,7 +186,7 @@ def _gather(value: Any) -> list[Any]:
     return parts
 
 
-def _draw_matrix(counts: Tensor, classes: Sequence[str] | None) -> Figure:
+def _draw_matrix(counts: Tensor, classes: Sequence[str] | None, title: str = "") -> Figure:
     """Each row coloured by its shares, so that rare classes are seen, with the class's recall."""
     n_classes = len(counts)
     size = min(4.5 + 0.5 * n_classes, 20)
@@ -200,7 +200,7 @@ def _draw_matrix(counts: Tensor, classes: Sequence[str] | None) -> Figure:
     recalls = [f"{name}  {shares[k, k]:.0%}" for k, name in enumerate(names)]
     axes.set_xticks(range(n_classes), names, rotation=90)
     axes.set_yticks(range(n_classes), recalls)
-    axes.set(xlabel="predicted class", ylabel="true class, and its recall")
+    axes.set(xlabel="predicted class", ylabel="true class, and its recall", title=title)
     if n_classes <= _MOST_CLASSES_WITH_NUMBERS:
         for (row, column), share in np.ndenumerate(shares):
             if n := int(cells[row, column]):

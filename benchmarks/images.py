@@ -1,12 +1,17 @@
 """Crop with padding, flip and normalisation: per sample by torchvision, and of a batch at once.
 
 python benchmarks/images.py
+python benchmarks/images.py --folder data/cifar10
 
-On one thread, without workers, on random images of CIFAR-10's size.
+The first: CPU time on one thread, without workers, on random images of CIFAR-10's size. The second:
+all images of FOLDER/train and FOLDER/test in memory, decoded, and from the file of an earlier one.
 """
 
+import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from lightning_trainer import random_crop_and_flip
+from lightning_trainer import random_crop_and_flip, read_images
 from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 from projects.cifar import Images, Normalise
 
@@ -61,16 +66,16 @@ def batches(dataset: Any, batch_size: int) -> Any:
 
 
 def time_batches(dataset: Any, batch_size: int) -> float:
-    """Seconds of a batch, the first one left out."""
+    """CPU seconds of a batch, the first one left out: other processes hardly change them."""
     each = batches(dataset, batch_size)
     next(each)
-    started_s = time.perf_counter()
+    started_s = time.process_time()
     for _ in range(N_BATCHES):
         next(each)
-    return (time.perf_counter() - started_s) / N_BATCHES
+    return (time.process_time() - started_s) / N_BATCHES
 
 
-if __name__ == "__main__":
+def measure_batches() -> None:
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (N_IMAGES, 3, 32, 32), dtype=torch.uint8)
     pil = transforms.Compose(
@@ -105,6 +110,35 @@ if __name__ == "__main__":
     intro = (
         f"Crop with padding 4, flip, normalisation to float32, from images in memory, with the "
         f"loader; torchvision {torchvision.__version__}, one thread, no workers, {N_ROUNDS} x "
-        f"{N_BATCHES} batches of each."
+        f"{N_BATCHES} batches of each, CPU time."
     )
     report("A batch of images", "\n\n".join([intro, *texts]))
+
+
+def measure_folder(images: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        splits = [Path(folder, split) for split in ("train", "test")]
+        for split in splits:
+            split.symlink_to((images / split.name).absolute())
+
+        def start(first: bool) -> float:
+            for file in Path(folder).glob("*.pixels") if first else ():
+                file.unlink()
+            started_s = time.perf_counter()
+            for split in splits:
+                read_images(split, 32)
+            return time.perf_counter() - started_s
+
+        both = {"the first start": lambda: start(True), "the second": lambda: start(False)}
+        values = alternate(both, 3)
+    report("A folder of images in memory", spread(values, "s"))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    folder = parser.parse_args().folder
+    if folder:
+        measure_folder(folder)
+    else:
+        measure_batches()

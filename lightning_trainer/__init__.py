@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lightning_trainer.base.module import BaseModule
     from lightning_trainer.checkpoints.averaging import AverageWeights
     from lightning_trainer.images.augmentation import random_crop_and_flip
+    from lightning_trainer.images.in_memory import read_image, read_images
     from lightning_trainer.images.mistakes import ShowMistakes
     from lightning_trainer.images.predictions import draw_predictions
     from lightning_trainer.report.flops import ReportFlops
@@ -20,6 +21,8 @@ __all__ = [
     "ShowMistakes",
     "draw_predictions",
     "random_crop_and_flip",
+    "read_image",
+    "read_images",
 ]
 
 _MODULES = {
@@ -30,6 +33,8 @@ _MODULES = {
     "ShowMistakes": "lightning_trainer.images.mistakes",
     "draw_predictions": "lightning_trainer.images.predictions",
     "random_crop_and_flip": "lightning_trainer.images.augmentation",
+    "read_image": "lightning_trainer.images.in_memory",
+    "read_images": "lightning_trainer.images.in_memory",
 }
 
 

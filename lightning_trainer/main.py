@@ -73,9 +73,10 @@ def _run(argv: list[str]) -> None:
     command = COMMANDS[line.command]
     if command.is_lightnings or line.command in ("check", "verify"):
         _check_config_files(line)
-        _tell_of_the_imports(line)
-    if line.command == "fit" and "--seeds" in (word.partition("=")[0] for word in line.others):
-        command = OF_SEEDS
+        if any(word.partition("=")[0] == "--seeds" for word in line.others):
+            command = OF_SEEDS
+        else:
+            _tell_of_the_imports(line)
     with guarded_imports():
         gc.disable()  # imports make little garbage; the search for it took a sixth of their time
         run = command.load()

@@ -39,6 +39,7 @@ def night(tmp_path, monkeypatch) -> Path:
     make_session(folder, "too_fast", second=30, run=failed)
     make_session(folder, "long", second=31, run={**failed, "state": "interrupted"})
     shutil.copy(ROOT / "cli.py", tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     return folder
 

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_trainer.base.copying import CopyAhead
 from lightning_trainer.base.hook_checks import (
     check_dataset,
-    refuse_predict_data,
     refuse_several,
     require_hooks,
 )
+from lightning_trainer.base.predicting import refuse_predict_data
 from lightning_trainer.base.sampling import ExactSampler, SeededDataset
 
 

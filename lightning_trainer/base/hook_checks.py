@@ -258,11 +258,3 @@ def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> No
             "settings it was trained with, or let a new session take what fits, by `--config FILE "
             "--init_from PATH` in place of `--ckpt_path`"
         )
-
-
-def refuse_predict_data(owner: Any, path: str) -> NoReturn:
-    """Raises a ValueError for data that the project has no hook to read."""
-    raise ValueError(
-        f"`predict_data` is {path!r}, and `{type(owner).__name__}` does not say how to read it: "
-        "let its `create_predict_data(path)` set `self.predict_dataset`"
-    )

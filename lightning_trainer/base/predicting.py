@@ -1,7 +1,7 @@
-"""The columns of a table of predictions, by default."""
+"""What `predict` needs of a project: data, and columns of its table by default."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -78,3 +78,11 @@ def _plain(values: Any) -> list[Any] | None:
         return values.tolist() if values.ndim == 1 and not torch.is_complex(values) else None
     is_plain = isinstance(values, list | tuple) and all(isinstance(v, _PLAIN) for v in values)
     return [*values] if is_plain else None
+
+
+def refuse_predict_data(owner: Any, path: str) -> NoReturn:
+    """Raises a ValueError for data that the project has no hook to read."""
+    raise ValueError(
+        f"`predict_data` is {path!r}, and `{type(owner).__name__}` does not say how to read it: "
+        "let its `create_predict_data(path)` set `self.predict_dataset`"
+    )

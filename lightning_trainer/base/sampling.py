@@ -113,11 +113,10 @@ class ExactSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[int]:
         """The rest of the epoch that `position` lies in."""
         epoch, offset = divmod(self.position, self.n_samples)
-        order = self._order(epoch)
-        first_key = epoch * self.n_samples
+        keys = self._keys(epoch)
         for start in range(offset, self.n_samples, self.global_batch_size):
-            for i in self._slice(start):
-                yield first_key + order[i]
+            part = self._slice(start)
+            yield from keys[part.start : part.stop]
 
     def advance(self) -> None:
         """Notes that all processes took their slice of one more global batch."""
@@ -142,11 +141,13 @@ class ExactSampler(DistributedSampler[Any]):
         first = start + size * self.rank // self.num_replicas
         return range(first, start + size * (self.rank + 1) // self.num_replicas)
 
-    def _order(self, epoch: int) -> Sequence[int]:
+    def _keys(self, epoch: int) -> Sequence[int]:
+        first = epoch * self.n_samples
         if not self.shuffle:
-            return range(self.n_samples)
+            return range(first, first + self.n_samples)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-        return cast("list[int]", torch.randperm(self.n_samples, generator=generator).tolist())
+        order = torch.randperm(self.n_samples, generator=generator)
+        return cast("list[int]", (first + order).tolist())
 
 
 class SeededDataset(Dataset[Any]):
@@ -217,7 +218,8 @@ class SeededDataset(Dataset[Any]):
 
     def _get_batch(self, keys: list[int]) -> Any:
         seed_generators(derive_seed(self.seed, "sample", keys[0]))
-        at, get_batch = torch.tensor(keys), self.dataset.get_batch  # type: ignore[attr-defined]
+        at = torch.from_numpy(np.array(keys))  # a fifth of the time of `torch.tensor`
+        get_batch = self.dataset.get_batch  # type: ignore[attr-defined]
         if get_worker_info() is not None:
             get_batch = partial(_without_gpu, get_batch)
         return get_batch(at % self._n_samples, at ^ self._base)

@@ -44,6 +44,10 @@ from lightning_trainer.start.failure import SkipTeardown
 
 def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callback]:
     """The built-in callbacks of a run, and the project's (`added`)."""
+    return [*_before_added(run), *added, *_after_added(run)]
+
+
+def _before_added(run: RunState) -> list[Callback]:
     return [
         ShareSession(run),  # first: all others need the folder and the seed
         KeepState(run),  # before the readers of the iteration, and before others add their state
@@ -78,7 +82,12 @@ def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callbac
         CollectGarbage(run),  # after PrintProgress: where there is a new line
         WarnOfMistakes(run),  # before the model loads anything: any place would do
         BeginModel(run),  # before a project's callback looks at the model
-        *added,  # before the checkpoint of the same batch
+    ]
+
+
+def _after_added(run: RunState) -> list[Callback]:
+    """Among them the checkpoint of a batch, after all that others do with it."""
+    return [
         StopOnSignal(run),  # at the end of an iteration
         SkipTeardown(run),  # after all that tells of the end, before SaveCheckpoints waits
         *([SaveCheckpoints(run)] if run.saves else []),  # Lightning moves a Checkpoint to the end

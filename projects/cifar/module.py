@@ -17,7 +17,8 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1) * 255)
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.sub(self.mean).div_(self.std)
+        # Subtracting from integers would make another copy, as floats, on the way.
+        return images.to(self.mean.dtype, copy=True).sub_(self.mean).div_(self.std)
 
 
 def convolution(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:

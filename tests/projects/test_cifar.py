@@ -334,7 +334,15 @@ def test_pixels_are_normalised_by_cifars_mean_and_standard_deviation():
     expected = (images / 255 - mean) / std
     normalise = Normalise()
     torch.testing.assert_close(normalise(images), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(normalise(images), (images - normalise.mean) / normalise.std)  # bitwise
     assert not list(normalise.parameters())
+
+
+def test_images_that_are_floats_already_stay_as_they_are():
+    images = torch.rand(2, 3, 4, 4)
+    before = images.clone()
+    Normalise()(images)
+    assert torch.equal(images, before)
 
 
 def test_loss_and_optimiser_are_the_guides(module):

@@ -14,12 +14,12 @@ from lightning_trainer.commands.columns import (
     score_of,
     shown_clock,
     shown_number,
+    shown_setting,
 )
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.table import Column, show_text
 from lightning_trainer.session.metrics_csv import Curve
 from lightning_trainer.session.record import FINISHED, Record
-from lightning_trainer.session.secrets import scrub
 
 # Settings that differ by nature: names and places.
 _BY_NATURE = {*NOT_COMPARED, "output_path"} - {"trainer.max_steps"}
@@ -167,7 +167,7 @@ def group_rows(groups: Sequence[Group], options: Sequence[str]) -> Iterator[dict
             "best": ranked[0] if ranked else None,
             "worst": ranked[-1] if ranked else None,
             "hours": group.hours,
-            **scrub({name: first.settings.get(name) for name in options}),
+            **{name: shown_setting(first.settings, name) for name in options},
             "sessions": [str(record.path) for record in group.records],
         }
 

@@ -1,7 +1,7 @@
 """Chooses and sorts the columns of the table of sessions."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,22 @@ def row(record: Record, options: Iterable[str]) -> dict[str, Any]:
         "examples_per_s": record.examples_per_s,
         "hours": record.hours,
         "commit": record.commit,
-        **scrub({name: record.settings.get(name) for name in options}),
+        **{name: shown_setting(record.settings, name) for name in options},
     }
+
+
+def shown_setting(settings: Mapping[str, Any], name: str, absent: Any = None) -> Any:
+    """A setting without secrets; many sessions have the same one, and the search takes long."""
+    value = settings.get(name, absent)
+    if value is absent or value is None:
+        return value
+    key = name, type(value), repr(value)
+    if key not in _SCRUBBED:
+        _SCRUBBED[key] = scrub({name: value})[name]
+    return _SCRUBBED[key]
+
+
+_SCRUBBED: dict[tuple[str, type, str], Any] = {}
 
 
 def sort(records: list[Record], column: str) -> list[Record]:
@@ -163,7 +177,7 @@ def option_columns(records: Sequence[Record], options: Sequence[str]) -> list[Co
 
 
 def _option_column(records: Sequence[Record], option: str, title: str) -> Column:
-    values = [scrub({option: record.settings.get(option, _ABSENT)})[option] for record in records]
+    values = [shown_setting(record.settings, option, _ABSENT) for record in records]
     cells = ["-" if value is _ABSENT else show_value(value) for value in values]
     is_text = any(isinstance(value, str | list) for value in values)
     is_class = option.endswith(".class_path")

@@ -72,7 +72,8 @@ def _draw(records: list[Record], groups: Sequence[Group], options: argparse.Name
     from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
 
     try:
-        modes = {record.score_name: record.score_mode for record in records}
+        modes: dict[str | None, str | None] = {r.score_name: r.score_mode for r in records}
+        modes |= {name: "min" for name in curves if name.rpartition("/")[2] == "loss"}
         draw_curves(curves, options.smooth, options.output, None, modes, spreads, title)
     except (OSError, ValueError) as ex:
         reason = ex.strerror if isinstance(ex, OSError) else ex

@@ -14,12 +14,12 @@ from lightning_trainer.commands.columns import (
     score_of,
     shown_clock,
     shown_number,
+    shown_setting,
 )
 from lightning_trainer.commands.options import CommandParser, did_you_mean
 from lightning_trainer.commands.table import Column, show_text
 from lightning_trainer.session.metrics_csv import Curve
 from lightning_trainer.session.record import FINISHED, Record
-from lightning_trainer.session.secrets import scrub
 
 # Settings that differ by nature: names and places.
 _BY_NATURE = {*NOT_COMPARED, "output_path"} - {"trainer.max_steps"}
@@ -35,12 +35,26 @@ class Group:
     """Sessions with the same settings but one."""
 
     records: list[Record]
+    over: tuple[str, ...] = ()  # the settings in which they may differ
     label: str = ""
 
     @property
     def counted(self) -> list[Record]:
-        """Those with a final score: of an unfinished or failed run it is not known."""
-        return [r for r in self.records if r.state == FINISHED and r.best_score is not None]
+        """Those with a final score: of an unfinished or failed run it is not known.
+
+        Of several with the same seed, which are the same run again, only the first.
+        """
+        found: dict[str, Record] = {}
+        for record in self.records:
+            if record.state == FINISHED and record.best_score is not None:
+                found.setdefault(repr([record.settings.get(n) for n in self.over]), record)
+        return [*found.values()]
+
+    @property
+    def kind(self) -> tuple[str | None, Any, Any]:
+        """Only groups of one kind are compared: the score, and the classes of model and data."""
+        classes = (self.records[0].settings.get(f"{n}.class_path") for n in ("model", "data"))
+        return score_of(self.records[0]), next(classes), next(classes)
 
     @property
     def scores(self) -> list[float]:
@@ -84,7 +98,8 @@ def group_sessions(records: Sequence[Record], over: Sequence[str]) -> tuple[list
     Raises:
         ValueError: If no session has a setting of `over`, or several do.
     """
-    ignored = {*_BY_NATURE, *(_full_name(records, name) for name in over)}
+    names = tuple(_full_name(records, name) for name in over)
+    ignored = {*_BY_NATURE, *names}
     of_key: dict[str, Group] = {}
     for record in records:
         kept = {
@@ -94,7 +109,7 @@ def group_sessions(records: Sequence[Record], over: Sequence[str]) -> tuple[list
         }
         key: list[Any] = [kept, score_of(record), None if kept else str(record.path)]
         text = json.dumps(key, sort_keys=True, default=str)
-        of_key.setdefault(text, Group([])).records.append(record)
+        of_key.setdefault(text, Group([], names)).records.append(record)
     groups = [*of_key.values()]
     options = [n for n in differing(group.records[0] for group in groups) if n not in ignored]
     for group, label in zip(groups, _labels(groups, options), strict=True):
@@ -152,7 +167,7 @@ def group_rows(groups: Sequence[Group], options: Sequence[str]) -> Iterator[dict
             "best": ranked[0] if ranked else None,
             "worst": ranked[-1] if ranked else None,
             "hours": group.hours,
-            **scrub({name: first.settings.get(name) for name in options}),
+            **{name: shown_setting(first.settings, name) for name in options},
             "sessions": [str(record.path) for record in group.records],
         }
 

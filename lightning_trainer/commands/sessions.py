@@ -144,14 +144,16 @@ def is_session(path: Path) -> bool:
 
 def format_records(records: list[Record], form: str, with_size: bool = False) -> str:
     """The sessions as "csv", "json", "markdown", or "table" (as wide as the terminal)."""
-    options = differing(records)
+    for_person = form in ("table", "markdown")
+    options = [] if for_person else differing(records)
     rows = [row(record, options) for record in records or [Record(Path(), "", "")]]
-    columns = shown_columns(records)
+    columns = shown_columns(records) if for_person else []
     if with_size:
         sizes = [disk_bytes(record.path) for record in records]
         for values, size in zip(rows, sizes, strict=False):
             values["bytes"] = size
-        columns.insert(2, Column("size", [format_bytes(size) for size in sizes]))
+        if for_person:
+            columns.insert(2, Column("size", [format_bytes(size) for size in sizes]))
     return format_rows(rows[: len(records)], columns, form, rows[0])
 
 

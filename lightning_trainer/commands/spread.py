@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lightning_trainer.commands.columns import score_of, shown_number
+from lightning_trainer.commands.columns import shown_number
 from lightning_trainer.commands.groups import Group
 
 _FEWEST = 3  # runs of a group: of two, the spread itself is hardly known
@@ -11,7 +11,7 @@ _LEVEL = 0.05
 
 
 def describe_spread(groups: Sequence[Group]) -> list[str]:
-    """A line for each group against the best one of the same score, with p and numbers of runs.
+    """A line for each group against the best one of its kind, with p and numbers of runs.
 
     Welch's t-test (B. L. Welch, Biometrika 34, 1947), two-sided. It assumes no equal variances.
     With more than two groups p is multiplied by the number of pairs among them (Bonferroni): which
@@ -19,21 +19,27 @@ def describe_spread(groups: Sequence[Group]) -> list[str]:
     """
     lines: list[str] = []
     known = [group for group in groups if group.by_quality]
-    for score in dict.fromkeys(score_of(group.records[0]) for group in known):
-        alike = [group for group in known if score_of(group.records[0]) == score]
+    for kind in dict.fromkeys(group.kind for group in known):
+        alike = [group for group in known if group.kind == kind]
         sign = -1 if alike[0].records[0].score_mode == "min" else 1
-        ranked = sorted(alike, key=lambda group: -sign * (group.mean or 0.0))
-        n_pairs = math.comb(len(ranked), 2)
-        if not n_pairs:
+        alike.sort(key=lambda group: -sign * (group.mean or 0.0))
+        tested = [group for group in alike if len(group.scores) >= _FEWEST]
+        if len(alike) == 1:
             continue
-        best, *others = ranked
-        lines.append(f"Best mean {score}: {_told(best)}. Against it, by Welch's t-test:")
-        lines += [f"    {_told(other)}: {_compare(best, other, n_pairs)}" for other in others]
-        if n_pairs > 1:
-            lines.append(
-                f"    (each p is times {n_pairs}, the number of pairs of {len(ranked)} groups: "
-                "which one is the best was picked by the same scores)"
-            )
+        if tested:
+            best, *others = tested
+            n_pairs = math.comb(len(tested), 2)
+            against = ". Against it, by Welch's t-test:" if others else ""
+            lines.append(f"Best mean {kind[0]}: {_told(best)}{against}")
+            lines += [f"    {_told(other)}: {_compare(best, other, n_pairs)}" for other in others]
+            if n_pairs > 1:
+                lines.append(
+                    f"    (each p is times {n_pairs}, the number of pairs of {len(tested)} groups: "
+                    "which one is the best was picked by the same scores)"
+                )
+        if few := [group for group in alike if group not in tested]:
+            told = ", ".join(map(_told, few))
+            lines.append(f"Too few runs to tell, of {_FEWEST} at least: {told}")
     return lines
 
 
@@ -47,8 +53,6 @@ def _told(group: Group) -> str:
 
 def _compare(best: Group, other: Group, n_pairs: int) -> str:
     a, b = best.scores, other.scores
-    if min(len(a), len(b)) < _FEWEST:
-        return f"too few runs to tell ({len(a)} and {len(b)}, of {_FEWEST} at least)"
     if len({*a}) == len({*b}) == 1:  # the test divides by the spread
         return "no run differs from another" if a[0] == b[0] else "differs; no group has a spread"
     try:

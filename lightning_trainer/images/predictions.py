@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,7 +10,10 @@ from torch import Tensor
 
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGB with transparency
 _COLUMNS, _FEWEST_COLUMNS = 8, 3  # a title is about as wide as three
+_LONGEST_NAME = 20  # characters: names mostly differ at their ends
+_BELOW: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "color": "#555555"}
 _WIDTH, _HEIGHT, _TITLE, _GAP = 1.5, 1.9, 0.42, 0.06  # inches of a part of the figure
+_NAME = 0.16  # of a sample's name
 
 
 _REMEDY = "draw other things by a figure of your own"
@@ -47,19 +50,19 @@ def draw_predictions(
     output: Tensor,
     classes: Sequence[str] | None = None,
     n_images: int = 16,
+    sample_names: Sequence[str] = (),
+    title: str = "",
 ) -> Figure:
     """Draws images with the predicted class and its probability, and the true one if it differs.
 
     Args:
-        images: (B, C, H, W), grey or RGB; uint8, or floats, of which the lowest becomes black and
-            the highest white.
+        images: (B, C, H, W), grey or RGB; uint8, or floats, drawn from the lowest to the highest.
         labels: Integers (B,).
         output: Logits, float (B, K).
         classes: Names of the K classes; by default their numbers.
         n_images: Only the first so many are drawn.
-
-    Returns:
-        A figure, e.g. for `self.tensorboard.add_figure` or `savefig`.
+        sample_names: Of the B images, drawn below them.
+        title: Above all images.
 
     Raises:
         ValueError: If images, labels or output are something else.
@@ -68,18 +71,39 @@ def draw_predictions(
     images, labels, output = (t[:n_images].detach().cpu() for t in (images, labels, output))
     probabilities, predicted = output.float().softmax(1).max(1)
     names = classes or [str(k) for k in range(output.shape[1])]
-    n_columns = min(max(len(images), _FEWEST_COLUMNS), _COLUMNS)
-    n_rows = max(math.ceil(len(images) / n_columns), 1)
-    figure = Figure(figsize=(size := (_WIDTH * n_columns, _HEIGHT * n_rows)))
-    # One diagram, in inches, for all: one for each takes six times as long, and a validation waits.
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
-    axes.set_axis_off()
+    axes, n_columns, height = _begin(len(images), bool(sample_names), title)
     values = (t.tolist() for t in (labels, predicted, probabilities))
     for n, (image, *of_image) in enumerate(zip(_scaled(images), *values, strict=True)):
-        left, top = _WIDTH * (n % n_columns), _HEIGHT * (n // n_columns) + _TITLE
+        row, column = divmod(n, n_columns)
+        left, top = _WIDTH * column, height * row + _TITLE
         _draw_image(axes, image.permute(1, 2, 0).squeeze(2).numpy(), left, top)
         _draw_title(axes, names, left + _WIDTH / 2, top, *of_image)
-    return figure
+    _draw_names(axes, sample_names[:n_images], n_columns, height)
+    return cast(Figure, axes.figure)
+
+
+def _begin(n_images: int, has_names: bool, title: str) -> tuple[Axes, int, float]:
+    """One diagram in inches, the number of columns, and the height of a row.
+
+    A diagram for each image takes six times as long.
+    """
+    n_columns = min(max(n_images, _FEWEST_COLUMNS), _COLUMNS)
+    n_rows = max(math.ceil(n_images / n_columns), 1)
+    height = _HEIGHT + (_NAME if has_names else 0)
+    above = 2 * _NAME if title else 0.0
+    size = _WIDTH * n_columns, height * n_rows + above
+    figure = Figure(figsize=size)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1] - above, -above))
+    axes.set_axis_off()
+    axes.text(size[0] / 2, -above / 2, title, ha="center", va="center", fontsize=11)
+    return axes, n_columns, height
+
+
+def _draw_names(axes: Axes, names: Sequence[str], n_columns: int, height: float) -> None:
+    for n, name in enumerate(names):
+        row, column = divmod(n, n_columns)
+        x, y = _WIDTH * (column + 0.5), height * (row + 1) - _GAP
+        axes.text(x, y, name[-_LONGEST_NAME:], **_BELOW)
 
 
 def _scaled(images: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from lightning_trainer.report.summary import signal_of
 from lightning_trainer.run.device import describe_gpus
 from lightning_trainer.run.state import RunCallback
 from lightning_trainer.session.checkpoint_header import KEY, layer_state
+from lightning_trainer.session.facts import facts_of, with_files
 from lightning_trainer.session.run_record import RunRecord, describe, process_name
+from lightning_trainer.session.settings import read_yaml
 
 
 class RecordRun(RunCallback):
@@ -93,6 +95,9 @@ class RecordRun(RunCallback):
     def _begin(self, trainer: pl.Trainer) -> None:
         if self.run.is_sessions_own and trainer.is_global_zero:
             self._record = RunRecord(command=str(trainer.state.fn and trainer.state.fn.value))
+            session = self.run.session
+            config, environment = (read_yaml(p) for p in (session.config, session.environment))
+            self._record.facts = with_files(facts_of(config or {}, environment or {}), session.path)
             self._write(trainer)
 
     def _end(self, trainer: pl.Trainer, state: Any, reason: str = "", by: str = "") -> None:

@@ -14,6 +14,7 @@ from lightning_trainer.session.checkpoint_header import (
     part,
     read_header,
 )
+from lightning_trainer.session.facts import facts_of, still_true
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.imports import NAME
 from lightning_trainer.session.lock import SessionLock
@@ -58,29 +59,25 @@ class Record:
         session, metrics = Session(path), MetricsReader(path / "metrics.csv")
         damage: list[str] = []
         run = _known(damage, path / "run.json", lambda _: RunRecord.load(path))
-        config = _known(damage, session.config, load_yaml) or {}
-        environment = _known(damage, session.environment, load_yaml) or {}
+        facts = (run and still_true(run.facts, path)) or _read_facts(session, damage)
         saved: int | None = None
         state: Mapping[str, Any] = {}
         has_told = run and run.state != RUNNING and run.score and run.times
-        if not (config and has_told):
+        if not (facts["settings"] and has_told):
             saved, state = _newest_checkpoint(session, damage)
-        config = config or part(state, "settings")
-        tag, started = path.name, ""
-        if named := NAME.fullmatch(path.name):
-            tag = named["tag"]
-            started = "{}-{}-{}T{}:{}:{}".format(*named["started"].split("_"))
+        settings = facts["settings"] or flatten(part(state, "settings"))
+        tag, started = _told_by_name(path)
         record = cls(
             path,
-            tag=str(config.get("tag") or tag),
-            started=str(environment.get("started") or started),
-            commit=_commit(environment),
-            settings=flatten(config),
+            tag=str(settings.get("tag") or tag),
+            started=str(facts["started"] or started),
+            commit=facts["commit"],
+            settings=settings,
             damage=damage,
         )
         # A test of a foreign checkpoint also has a session.
         if run is None or run.command == "fit":
-            ends = _natural(part(config, "trainer").get("max_steps"))
+            ends = _natural(settings.get("trainer.max_steps"))
             record.max_steps = ends or (run.n_iterations if run else None)
         step, newest = metrics.newest("timing/examples_per_s")
         reached = [saved, step, run.iteration if run else None]
@@ -134,6 +131,20 @@ class Record:
             return run.state
         done = saved is not None and self.max_steps is not None and saved >= self.max_steps
         return FINISHED if done and validated else INTERRUPTED
+
+
+def _told_by_name(path: Path) -> tuple[str, str]:
+    """Tag and time of the start, as the folder's name has them."""
+    if named := NAME.fullmatch(path.name):
+        return named["tag"], "{}-{}-{}T{}:{}:{}".format(*named["started"].split("_"))
+    return path.name, ""
+
+
+def _read_facts(session: Session, damage: list[str]) -> dict[str, Any]:
+    config, environment = (
+        _known(damage, file, load_yaml) or {} for file in (session.config, session.environment)
+    )
+    return facts_of(config, environment)
 
 
 def _silent_hours(folder: Path) -> float | None:
@@ -194,10 +205,3 @@ def _number(value: Any) -> float | None:
 
 def _natural(value: Any) -> int | None:
     return value if type(value) is int and 0 < value < _HIGHEST else None
-
-
-def _commit(environment: Mapping[str, Any]) -> str | None:
-    restarts = environment.get("restarts")
-    newest = restarts[-1] if isinstance(restarts, list) and restarts else environment
-    commit = newest.get("git_commit") if isinstance(newest, Mapping) else None
-    return f"{str(commit)[:7]}{'+' if newest.get('git_dirty') else ''}" if commit else None

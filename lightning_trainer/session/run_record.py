@@ -21,7 +21,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("version", "iteration", "pid"), (int,)),
     **dict.fromkeys(("command", "state", "reason", "by", "started", "updated", "host"), (str,)),
     **{"n_iterations": (int, type(None)), "score": (dict, type(None)), "times": (dict,)},
-    "used": (dict, type(None)),
+    **dict.fromkeys(("used", "facts"), (dict, type(None))),
 }
 
 
@@ -45,6 +45,7 @@ class RunRecord:
     score: dict[str, Any] | None = None  # name, mode ("max" or "min"), best, its iteration
     times: dict[str, Any] = field(default_factory=dict)  # the fields of `RunTimes`
     used: dict[str, Any] | None = None  # memory_gb, gpu_memory_gb, gpu_percent, gpu_kwh
+    facts: dict[str, Any] | None = None  # of the session's other files: session/facts.py
     started: str = field(default_factory=now)  # this start of the run
     updated: str = ""  # the newest write
     host: str = field(default_factory=socket.gethostname)  # machine of the writing process

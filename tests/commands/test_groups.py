@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -121,7 +122,18 @@ def told(folder: Path) -> list[str]:
 def test_too_few_runs_are_said_to_be_so(tmp_path):
     make_seeds(tmp_path, "a", [0.9, 0.8])
     make_seeds(tmp_path, "b", [0.5, 0.6, 0.7], width=2)
-    assert told(tmp_path)[1].endswith(": too few runs to tell (2 and 3, of 3 at least)")
+    assert told(tmp_path) == [
+        "Best mean accuracy (max): b (0.6000 +- 0.1000, 3 runs)",
+        "Too few runs to tell, of 3 at least: a (0.8500 +- 0.0707, 2 runs)",
+    ]
+
+
+def test_one_seed_twice_counts_once(tmp_path):
+    make_seeds(tmp_path, "a", [0.9, 0.8, 0.7])
+    first = sorted(tmp_path.iterdir())[0]
+    shutil.copytree(first, tmp_path / first.name.replace("12_00_00", "12_00_09"))
+    [group], _ = group_sessions(records(tmp_path), ["seed_everything"])
+    assert (len(group.records), group.scores) == (4, [0.9, 0.8, 0.7])
 
 
 def test_with_three_groups_each_p_is_times_the_number_of_pairs(tmp_path):
@@ -132,6 +144,14 @@ def test_with_three_groups_each_p_is_times_the_number_of_pairs(tmp_path):
     assert first.startswith("Best mean accuracy (max): c ")
     assert "each p is times 3, the number of pairs of 3 groups" in last
     assert "p = 1 (n = 3 and 3): no more than the spread" in "\n".join(told(tmp_path))
+
+
+def test_groups_of_other_data_are_not_compared(tmp_path):
+    make_seeds(tmp_path, "a", [0.9, 0.8, 0.7])
+    make_seeds(tmp_path, "b", [0.5, 0.6, 0.7])
+    for path in tmp_path.glob("*_b_*/config.yaml"):
+        path.write_text(path.read_text().replace("projects.a.A", "projects.b.B"))
+    assert told(tmp_path) == []
 
 
 def test_groups_of_other_scores_are_not_compared(tmp_path):

@@ -89,7 +89,7 @@ def drawn(monkeypatch):
 
         monkeypatch.setattr(mistakes, name, draw_)
 
-    note("plot_confusion_matrix")
+    note("_draw_matrix")
     note("draw_predictions")
     return calls
 
@@ -102,12 +102,13 @@ def test_the_matrix_counts_each_sample_and_the_most_confident_mistakes_come_firs
     expected = torch.zeros(3, 3, dtype=torch.long)
     for i in range(27):
         expected[i % 3, (i + 1) % 3 if i in WRONG else i % 3] += 1
-    assert torch.equal(drawn["plot_confusion_matrix"][0], expected)
+    assert torch.equal(drawn["_draw_matrix"][0], expected)
     images, labels, output, *_ = drawn["draw_predictions"]
     ordered = [9, 26, 4, 10]
     assert torch.equal(images[:, 0, 0, 0], torch.tensor([i / 27 for i in ordered]))
     assert labels.tolist() == [i % 3 for i in ordered]
     assert output.argmax(1).tolist() == [(i + 1) % 3 for i in ordered]
+    assert drawn["draw_predictions"][5] == [f"no. {i}" for i in ordered]
     assert names(sessions()[0]) == ["confusion_matrix.png", "mistakes.png"]
 
 
@@ -135,6 +136,33 @@ def test_they_are_of_the_best_validation_and_of_a_test_in_files_of_its_own(
             [picture] = events.Images(f"{mode}/{name}")
             height, width, _ = imread(session / f"{'test_' * (mode == 'test')}{name}.png").shape
             assert (picture.step, picture.height, picture.width) == (2, height, width)
+
+
+class Named(Pictures):
+    def __getitem__(self, i: int) -> dict:
+        return {**super().__getitem__(i), "path": f"images/{i}.png"}
+
+
+class NamedData(PictureData):
+    def create_data(self) -> None:
+        super().create_data()
+        self.val_dataset = self.test_dataset = Named(self.n_samples)
+
+
+def test_a_mistake_has_the_name_of_its_sample_where_there_is_one(run, arguments, drawn):
+    code, _, err = run(*arguments, "--data=test_mistakes.NamedData", "--data.n_samples=27")
+    assert code == 0, err
+    assert drawn["draw_predictions"][5] == [f"images/{i}.png" for i in (9, 26, 4, 10)]
+
+
+def test_the_matrix_is_coloured_by_row_with_each_recall():
+    counts = torch.tensor([[8, 2, 0], [0, 1, 0], [0, 0, 0]])
+    figure = mistakes._draw_matrix(counts, ["a", "b", "c"])
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a  80%", "b  100%", "c  0%"]
+    shares = axes.get_images()[0].get_array()
+    assert shares.tolist() == [[0.8, 0.2, 0], [0, 1, 0], [0, 0, 0]]
+    assert sorted(text.get_text() for text in axes.texts) == ["1", "2", "8"]
 
 
 def test_a_model_without_mistakes_has_an_empty_picture_of_them(run, arguments, sessions, drawn):
@@ -209,7 +237,7 @@ def test_a_label_of_no_class_is_neither_counted_nor_shown():
     outputs["output"][:] = torch.tensor([1.0, 0.0, 0.0])
     show.on_validation_batch_end(None, None, outputs, batch)
     assert show._counts.tolist() == [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
-    confidences, _, labels, _ = show._mistakes
+    confidences, _, labels, *_ = show._mistakes
     assert labels[confidences >= 0].tolist() == [2]
 
 

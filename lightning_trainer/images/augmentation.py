@@ -8,6 +8,7 @@ the time (benchmarks/images.py).
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,27 @@ def draw(seeds: Tensor, limits: Sequence[int]) -> list[Tensor]:
 
     Takes `seeds`, int64 (B,), and returns for each limit int64 (B,) on the same device.
     """
+    return (_draw_by_numpy if seeds.is_cpu else _draw_by_torch)(seeds, limits)
+
+
+def _draw_by_torch(seeds: Tensor, limits: Sequence[int]) -> list[Tensor]:
     streams = torch.arange(1, len(limits) + 1, device=seeds.device)[:, None]
     bits = seeds + streams * _signed(_INCREMENT)
     for shift, factor in zip((30, 27), _FACTORS, strict=True):
         bits = (bits ^ _shift_right(bits, shift)) * _signed(factor)
     bits = _shift_right(bits ^ _shift_right(bits, 31), 1)
     return [numbers % n for numbers, n in zip(bits, limits, strict=True)]
+
+
+def _draw_by_numpy(seeds: Tensor, limits: Sequence[int]) -> list[Tensor]:
+    """The same numbers in a third of the time: a small operation of torch's costs 3 us."""
+    streams = np.arange(1, len(limits) + 1, dtype=np.uint64)[:, None]
+    bits = seeds.numpy().view(np.uint64) + streams * np.uint64(_INCREMENT)
+    for shift, factor in zip((30, 27), _FACTORS, strict=True):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    bits = (bits ^ (bits >> np.uint64(31))) >> np.uint64(1)
+    columns = zip(bits.view(np.int64), limits, strict=True)
+    return [torch.from_numpy(numbers % n) for numbers, n in columns]
 
 
 def random_crop_and_flip(

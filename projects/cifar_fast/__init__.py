@@ -7,5 +7,6 @@ python cli.py fit --config configs/cifar_fast.yaml
 
 from projects.cifar_fast.data import FastCifarData
 from projects.cifar_fast.module import FastCifarModule
+from projects.cifar_fast.whitened import WhitenedCifarModule
 
-__all__ = ["FastCifarData", "FastCifarModule"]
+__all__ = ["FastCifarData", "FastCifarModule", "WhitenedCifarModule"]

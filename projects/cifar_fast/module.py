@@ -69,7 +69,7 @@ class FastCifarModule(CifarModule):
         self.loss_fn = nn.CrossEntropyLoss(label_smoothing=self.hparams.label_smoothing)
 
     def create_optimiser(self) -> None:
-        kernels = [p for p in self.model.parameters() if p.ndim == 4]
+        kernels = [p for p in self.model.parameters() if p.ndim == 4 and p.requires_grad]
         others = [p for p in self.model.parameters() if p.ndim < 4]
         hp = self.hparams
         groups = [{"params": others, "lr": hp.other_learning_rate, "use_muon": False}]

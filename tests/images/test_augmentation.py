@@ -5,7 +5,12 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from lightning_trainer.images.augmentation import crop_and_flip, draw, random_crop_and_flip
+from lightning_trainer.images.augmentation import (
+    _draw_by_torch,
+    crop_and_flip,
+    draw,
+    random_crop_and_flip,
+)
 
 IMAGES = torch.randint(
     0, 256, (40, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -70,3 +75,10 @@ def test_draws_are_those_of_splitmix64():
     """The first number for seed 0, from the reference implementation's output, shifted by one."""
     [number] = draw(torch.tensor([0]), [2**63 - 1])
     assert number.item() == 0xE220A8397B1DCDAF >> 1
+
+
+def test_a_gpu_draws_what_a_processor_draws():
+    seeds = torch.randint(-(2**63), 2**63 - 1, (1000,), generator=torch.Generator().manual_seed(0))
+    limits = (9, 2, 2**62)
+    both = zip(_draw_by_torch(seeds, limits), draw(seeds, limits), strict=True)
+    assert all(torch.equal(*pair) for pair in both)

@@ -97,6 +97,9 @@ def test_one_process_of_a_run_tells_it(folder, capsys, monkeypatch):
     read_images(folder, 8)
     read_images(folder, 8)
     assert capsys.readouterr().out == ""
+    monkeypatch.delattr(rank_zero_only, "rank")  # as in a notebook without a trainer
+    read_images(folder, 8)
+    assert capsys.readouterr().out.startswith("Images: 6 (0 MB)")
 
 
 def test_a_moved_folder_keeps_its_file(folder, kept, tmp_path, forbid_decoding):

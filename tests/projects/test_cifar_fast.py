@@ -10,6 +10,7 @@ from torch import nn
 from projects.cifar import CifarModule
 from projects.cifar_fast import FastCifarData, FastCifarModule
 from projects.cifar_fast.module import Maximum
+from projects.cifar_fast.whitened import copying, whiten
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,10 @@ def fit(run, images, tmp_path):
     return fit_
 
 
-@pytest.mark.parametrize("config", ["cifar_fast.yaml", "cifar_fast_gpu.yaml"])
+LONGER = pytest.param("cifar_fast_180.yaml", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("config", ["cifar_fast.yaml", "cifar_fast_gpu.yaml", LONGER])
 def test_each_recipe_trains_and_killed_goes_on_bitwise(fit, run, sessions, monkeypatch, config):
     code, out, err = fit(config)
     assert code == 0, err
@@ -155,3 +159,20 @@ def test_the_maximum_and_its_gradient_are_those_of_adaptive_pooling(size, values
         output.backward(torch.arange(30.0).reshape(6, 5, 1, 1))
         results.append((output, leaf.grad))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+def test_a_layer_that_whitens_gives_patches_uncorrelated_channels_of_equal_power():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(50, 3, 8, 8, generator=generator).cumsum(3)  # neighbours are alike
+    layer = nn.Conv2d(3, 24, 2, bias=False)
+    whiten(layer, images)
+    channels = layer(images).transpose(0, 1).flatten(1)
+    assert torch.equal(channels[12:], -channels[:12])
+    powers = channels[:12] @ channels[:12].T / channels.shape[1]
+    torch.testing.assert_close(powers, torch.eye(12), atol=5e-3, rtol=0)
+    assert not layer.weight.requires_grad
+
+
+def test_a_convolution_begins_with_copies_of_its_input():
+    maps = torch.randn(2, 3, 5, 5)
+    assert torch.equal(copying(3, 7)(maps)[:, :3], maps)

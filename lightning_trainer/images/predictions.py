@@ -95,7 +95,8 @@ def _begin(n_images: int, has_names: bool, title: str) -> tuple[Axes, int, float
     figure = Figure(figsize=size)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1] - above, -above))
     axes.set_axis_off()
-    axes.text(size[0] / 2, -above / 2, title, ha="center", va="center", fontsize=11)
+    if title:
+        axes.text(size[0] / 2, -above / 2, title, ha="center", va="center", fontsize=11)
     return axes, n_columns, height
 
 

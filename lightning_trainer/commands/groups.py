@@ -25,7 +25,7 @@ from lightning_trainer.session.record import FINISHED, Record
 _BY_NATURE = {*NOT_COMPARED, "output_path"} - {"trainer.max_steps"}
 _PLACES = ("default_root_dir", "save_dir", "dirpath", "log_dir")
 # The end of a tag that counts the runs: `lr3e-3_seed1`, `lr3e-3-2`.
-_COUNT = re.compile(r"[_.,=+@-]*(seed|fold|run|s|f)?[_.,=+@-]*\d*$")
+_COUNT = re.compile(r"([_.,=+@-]+(seed|fold|run|s|f)?[_.,=+@-]*\d*|\d+)$")
 
 Spread = tuple[list[float], list[float]]  # a mean minus and plus the standard deviation
 

@@ -1,8 +1,10 @@
 """RunState: the state that the callbacks of a run share."""
 
 import atexit
+import contextlib
 import math
-import shutil
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -231,8 +233,15 @@ class RunState:
         return cls._of_trainer[trainer]
 
 
-# Between the blocks of the log; no wider than a terminal.
-RULE = "-" * min(82, shutil.get_terminal_size((82, 24)).columns)
+def _columns() -> int:
+    """Of the terminal, if there is one. The variable COLUMNS may be another program's."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or _RULE  # type: ignore[union-attr]
+    return _RULE
+
+
+_RULE = 82  # characters
+RULE = "-" * min(_RULE, _columns())  # between the blocks of the log
 
 
 class RunCallback(Callback):

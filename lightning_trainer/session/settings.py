@@ -23,7 +23,10 @@ _LONG_NUMBER = re.compile(r"[-+.]?\d[\d_:.a-fA-FxX]{400,}")
 
 def read_settings(text: str) -> dict[str, Any]:
     """What `dump_settings` has written."""
-    settings: dict[str, Any] = yaml.load(text, Loader=_Loader)
+    try:
+        settings: dict[str, Any] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:  # libyaml does not read such a name
+        settings = yaml.load(text, Loader=yaml.SafeLoader)
     return settings
 
 

@@ -87,11 +87,17 @@ class Supply:
         return order
 
     def fetch(self, mode: str, keys: Sequence[int]) -> Any:
-        """The samples of some keys, as a loader fetches them (see `SeededDataset`)."""
+        """The samples of some keys, as a loader fetches them (see `SeededDataset`).
+
+        Each is seeded by itself, unless the dataset makes whole batches.
+        """
         dataset = self.dataset(mode)
-        many = getattr(dataset, "__getitems__", None)
+        own = dataset.dataset
+        makes_batch = hasattr(own, "get_batch") or hasattr(own, "__getitems__")
         with self.stage(mode):
-            return many([*keys]) if many else [dataset[key] for key in keys]
+            if makes_batch:
+                return dataset.__getitems__([*keys])
+            return [dataset[key] for key in keys]
 
     def collate(self, mode: str, keys: Sequence[int]) -> Any:
         return self.loaders[mode].collate_fn(self.fetch(mode, keys))

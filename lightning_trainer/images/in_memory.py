@@ -66,7 +66,9 @@ def _decode_all(found: Any, shape: tuple[int, ...]) -> Tensor:
     images = torch.empty(shape, dtype=torch.uint8)
     n = 0
     # One processor decodes 60,000 small images in about ten seconds: let all of them help.
-    for some, _ in DataLoader(found, 500, num_workers=os.cpu_count() or 0):
+    # The generator is its own: what a run draws must not depend on whether this was needed.
+    own = torch.Generator()
+    for some, _ in DataLoader(found, 500, num_workers=os.cpu_count() or 0, generator=own):
         images[n : n + len(some)] = some
         n += len(some)
     return images

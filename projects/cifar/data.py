@@ -111,6 +111,8 @@ class CifarData(BaseDataModule):
             raise FileNotFoundError(
                 f"`data.root` is '{self.root}', which needs images in {split}/CLASS/*: {ex}"
             ) from ex
+        # Decoding drew one number once. Without it a seed would give other weights than before.
+        torch.empty((), dtype=torch.int64).random_()
         # Mixed, as CIFAR-10 itself is: in a folder's order the first batches are all of one class.
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
         return Images(images.index_select(0, order), labels[order]), classes

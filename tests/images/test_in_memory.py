@@ -102,6 +102,13 @@ def test_one_process_of_a_run_tells_it(folder, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("Images: 6 (0 MB)")
 
 
+def test_neither_start_draws_from_the_streams_of_the_run(folder):
+    before = torch.get_rng_state()
+    for _ in range(2):
+        read_images(folder, 8)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_moved_folder_keeps_its_file(folder, kept, tmp_path, forbid_decoding):
     forbid_decoding()
     folder.parent.rename(tmp_path / "elsewhere")

@@ -89,6 +89,7 @@ CORRECTNESS = [
         tests("tests/gpu/test_gpu_saving.py"),
     ),
     Row("T6, T11, T12", "events, batches, crops", 200, tests("tests/gpu/test_gpu_data.py")),
+    Row("loops", "both loops, bit for bit", 60, tests("tests/gpu/test_gpu_loops.py")),
     Row("T15, others", "tests beside those on the CPU", 200, tests(*MARKED), needs_gpu=True),
     Row(
         *("T7-T10", "out of memory, a failed kernel, signals, NaN", 240),

@@ -137,10 +137,12 @@ class RunState:
     is_guest: bool = False  # whether nothing may be written into the folder
     is_sessions_own: bool = True  # False for a test of a session that was trained
     predict_data: str | None = None  # what `predict` is given in place of `predict_dataset`
-    notifier: Notifier | None = None  # where the command line asks for messages
     restored_iteration: int = 0  # iterations done at the checkpoint that the run starts from
     processes: Processes = field(default_factory=Processes)
     at_end: Callable[[Callable[[], object]], object] = atexit.register  # registers a clean-up
+
+    # start/cli.py, before the run
+    notifier: Notifier | None = None  # where the command line asks for messages
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done

@@ -61,7 +61,8 @@ def test_results_beside_a_living_run_are_shown_and_leave_no_trace(run, tmp_path)
         assert contents(session) == before
         code, _, err = run("predict", "--ckpt_path", session)
         assert code == 0, err
-        assert contents(session).keys() - before.keys() == {"predictions.pt"}
+        new = contents(session).keys() - before.keys()
+        assert new == {"predictions.pt", "predictions.csv"}
         torch.load(session / "predictions.pt")
         go_on(process, tmp_path)
     code, out, _ = run("test", "--ckpt_path", session)

@@ -105,6 +105,7 @@ def test_a_mistake_is_one_message(run, config, monkeypatch, options, message):
 
 
 def test_the_words_can_be_given_again():
+    pytest.importorskip("apprise")
     wishes, words = Wishes.take(["fit", "--notify", "a://b", "--tag", "c", "--on_event=d e"])
     assert words == ["fit", "--tag", "c"]
     assert Wishes.take(wishes.options()) == (wishes, [])

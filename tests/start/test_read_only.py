@@ -52,7 +52,10 @@ def test_predictions_go_to_the_current_folder(run, read_only, monkeypatch, tmp_p
     monkeypatch.setattr("lightning_trainer.report.outputs.write_whole", writes_only_to(elsewhere))
     code, out, err = run("predict", "--ckpt_path", session)
     assert code == 0, err
-    assert out.splitlines()[-1] == "Predictions saved to: done_predictions.pt"
+    assert out.splitlines()[-2:] == [
+        "Predictions saved to: done_predictions.pt",
+        "Table saved to: done_predictions.csv",
+    ]
     assert len(torch.load(elsewhere / "done_predictions.pt")) == 3
     assert contents(session) == before
 

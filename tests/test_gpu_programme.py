@@ -40,6 +40,7 @@ def rows(tmp_path):
 def test_every_row_of_the_plan_is_there():
     ids = [name for part in gpu.PARTS.values() for row in part for name in row.id.split(", ")]
     tests_ = {"T1", "T2-T4", "T6", "T7-T10", "T11", "T12", "T13", "T14", "T15", "T18", "others"}
+    tests_.add("loops")
     restarts = {f"G{n}" for n in range(1, 11)} | {"G4b", "N1", "N2", "N3"}
     assert {*ids} == tests_ | restarts | {f"B{n}" for n in range(1, 13)} | {"soak"}
     for part in gpu.PARTS.values():

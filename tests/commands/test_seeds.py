@@ -97,7 +97,7 @@ def test_a_mistake_is_one_message(train, options, message):
 
 
 def test_a_signal_is_passed_on_and_ends_the_loop(monkeypatch):
-    forwarder = seeds._Forwarder()
+    forwarder, before = seeds._Forwarder(), signal.getsignal(signal.SIGTERM)
     waits = "import time, sys; print('ready', flush=True); time.sleep(60)"
     sent = []
 
@@ -109,4 +109,4 @@ def test_a_signal_is_passed_on_and_ends_the_loop(monkeypatch):
 
     monkeypatch.setattr(seeds.subprocess, "Popen", Popen)
     assert forwarder.run([sys.executable, "-c", waits]) == -signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before

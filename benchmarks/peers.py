@@ -107,7 +107,8 @@ class Report:
 def plain_loop(folder: str) -> None:
     model, accuracy, loss_fn = network(), metric(), nn.CrossEntropyLoss()
     if N_DEVICES > 1:
-        torch.distributed.init_process_group("gloo")
+        if not torch.distributed.is_initialized():  # Lightning leaves its own
+            torch.distributed.init_process_group("gloo")
         model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
     lines = Report(folder, accuracy)
@@ -118,8 +119,6 @@ def plain_loop(folder: str) -> None:
         loss.backward()
         optimiser.step()
         lines.step(step, loss, output, batch["label"])
-    if N_DEVICES > 1:
-        torch.distributed.destroy_process_group()
 
 
 def fabric(folder: str) -> None:

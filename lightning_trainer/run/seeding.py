@@ -16,7 +16,7 @@ class SeedEachStep(RunCallback):
     A seed depends on the run's seed, the process and the position. A restart then needs no saved
     random state, a validation can't shift the random numbers of the training, and each process
     draws its own dropout. A batch is seeded when the loader hands it over, before its transfer to
-    the device. Costs about 20 us a batch.
+    the device. Costs about 12 us a batch.
     """
 
     _seed = _n_batches = 0

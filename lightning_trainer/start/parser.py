@@ -41,7 +41,12 @@ SESSION_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
         *("on_non_finite", Literal["stop", "skip"], "stop"),
         "When the loss is no number: end the run, or go back to last.ckpt and go on.",
     ),
-    ("fast_loop", bool, True, "false: Lightning runs the batches itself, at twice the cost."),
+    (
+        "fast_loop",
+        bool,
+        True,
+        "false: Lightning's own loop runs the batches, with more time a step.",
+    ),
     (
         *("matmul_precision", Literal["highest", "high", "medium"] | None, None),
         "Of float32 matrix products: high and medium use a GPU's tensor cores. null: torch's own.",

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from lightning_trainer.images.mistakes import ShowMistakes
     from lightning_trainer.images.predictions import draw_predictions
     from lightning_trainer.report.flops import ReportFlops
+    from lightning_trainer.report.keep_report import KeepReport
 
 __all__ = [
     "AverageWeights",
     "BaseDataModule",
     "BaseModule",
+    "KeepReport",
     "ReportFlops",
     "ShowMistakes",
     "draw_predictions",
@@ -29,6 +31,7 @@ _MODULES = {
     "AverageWeights": "lightning_trainer.checkpoints.averaging",
     "BaseDataModule": "lightning_trainer.base.data",
     "BaseModule": "lightning_trainer.base.module",
+    "KeepReport": "lightning_trainer.report.keep_report",
     "ReportFlops": "lightning_trainer.report.flops",
     "ShowMistakes": "lightning_trainer.images.mistakes",
     "draw_predictions": "lightning_trainer.images.predictions",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
-from lightning_trainer.commands.registry import COMMANDS, HELP, OF_SEEDS
+from lightning_trainer.commands.registry import COMMANDS, OF_SEEDS, help_text
 from lightning_trainer.session.imports import guarded_imports
 from lightning_trainer.session.utf8 import as_utf8
 
@@ -105,7 +105,7 @@ def _answer(line: CommandLine) -> None:
     parser = CommandParser()
     first = line.command or (line.others[0] if line.others else "")
     if first in ("-h", "--help"):
-        print(HELP, end="")
+        print(help_text(), end="")
     elif first == "--version":
         version = VERSION
         with suppress(metadata.PackageNotFoundError):
@@ -116,7 +116,7 @@ def _answer(line: CommandLine) -> None:
         parser.error(f"there is no command `{first}`{did_you_mean(first, COMMANDS) or every}")
     else:
         if not (first or line.configs):
-            sys.stderr.write(HELP + "\n")
+            sys.stderr.write(help_text() + "\n")
         near = did_you_mean(first, ("--help", "--version"))
         parser.error(f"no command before the options: give one, e.g. `fit`{near}")
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
+from lightning_trainer.session.program import printed_command
+
 _OF_LIGHTNING = "start.cli:run_trainer"
 
 
@@ -74,3 +76,8 @@ Any key of a config file is an option as well and wins over the file:
 
 All options of a command: python cli.py COMMAND --help
 """
+
+
+def help_text() -> str:
+    """The help of the program, with the words that start it."""
+    return HELP.replace("python cli.py", printed_command())

@@ -11,6 +11,7 @@ from lightning_trainer.python.run_error import RunError
 from lightning_trainer.session.door import open_own
 from lightning_trainer.session.environment import is_first_process
 from lightning_trainer.session.imports import guarded_imports
+from lightning_trainer.session.program import called_by_code
 from lightning_trainer.session.run_record import describe
 from lightning_trainer.session.secrets import hide
 from lightning_trainer.session.utf8 import as_utf8
@@ -79,7 +80,7 @@ def run_command(run: Callable[[], _T]) -> _T:
             "another thread of this process is in a run: wait for it, or start a process"
         )
     try:
-        with as_utf8(), guarded_imports():
+        with as_utf8(), guarded_imports(), called_by_code():
             return run()
     except _Failed as ex:
         failed = ex

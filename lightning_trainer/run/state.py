@@ -143,6 +143,7 @@ class RunState:
 
     # start/cli.py, before the run
     notifier: Notifier | None = None  # where the command line asks for messages
+    is_called: bool = False  # whether Python has called for the run, and no command line
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done

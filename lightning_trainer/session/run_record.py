@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -55,7 +55,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         self.updated = now()
-        replace_text(folder / _NAME, json.dumps(asdict(self), indent=2) + "\n")
+        replace_text(folder / _NAME, json.dumps(vars(self), indent=2) + "\n")
 
     def end(
         self, state: Literal["finished", "interrupted", "failed"], reason: str, by: str

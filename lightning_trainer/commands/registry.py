@@ -52,6 +52,7 @@ COMMANDS = {
     "compare": Command(
         "Shows what differs between sessions, and draws their curves.", "commands.compare:compare"
     ),
+    "completion": Command("Lets a shell complete command lines.", "commands.completion:completion"),
 }
 
 # `fit` with the option `--seeds`.
@@ -77,6 +78,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     compare SESSION SESSION ...                  what differs, and their curves in one picture
     look                                         TensorBoard, with sessions called by their tags
     prune                                        what could be deleted; --yes deletes it
+    completion bash                              lets a shell complete all this; also zsh, fish
 
 Any key of a config file is an option as well and wins over the file:
 

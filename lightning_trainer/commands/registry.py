@@ -45,6 +45,11 @@ COMMANDS = {
         "Proves that restarts of a project are exact.", "verify.command:verify", True
     ),
     "export": Command("Writes a session's weights alone.", "start.export_command:export", True),
+    "schema": Command(
+        "Writes what an editor checks and completes a config with.",
+        "start.schema_command:schema",
+        True,
+    ),
     "new": Command("Starts a project that trains at once.", "commands.new:new"),
     "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
     "look": Command("Starts TensorBoard, with sessions called by tag.", "commands.look:look"),
@@ -72,6 +77,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     export experiments/session_...               its weights alone; --onnx: the model as well
     check --config configs/digits.yaml           finds well-known silent mistakes beforehand
     verify --config configs/digits.yaml          proves that restarts of this project are exact
+    schema --config configs/digits.yaml          lets editors check and complete that file
     new NAME                                     starts a project that trains at once
     sessions                                     a table of all sessions
     sessions --over seed_everything              a row for each setting: mean and spread over seeds

@@ -229,6 +229,7 @@ class SessionCLI(LightningCLI):
         run.notifier, run.is_called = self._notifier, self.is_called
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
+        run.at_end(run.writer.shutdown)
         run.at_end(skip_empty_hooks(trainer))
         run.at_end(load_safely(trainer))
         profiler: Any = trainer.profiler  # type: ignore[attr-defined]

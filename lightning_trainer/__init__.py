@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from lightning_trainer.python.run_error import RunError
     from lightning_trainer.python.trained_session import TrainedSession
     from lightning_trainer.report.flops import ReportFlops
+    from lightning_trainer.report.keep_report import KeepReport
 
 __all__ = [
     "AverageWeights",
     "BaseDataModule",
     "BaseModule",
+    "KeepReport",
     "ReportFlops",
     "RunError",
     "ShowMistakes",
@@ -36,6 +38,7 @@ _MODULES = {
     "AverageWeights": "lightning_trainer.checkpoints.averaging",
     "BaseDataModule": "lightning_trainer.base.data",
     "BaseModule": "lightning_trainer.base.module",
+    "KeepReport": "lightning_trainer.report.keep_report",
     "ReportFlops": "lightning_trainer.report.flops",
     "RunError": "lightning_trainer.python.run_error",
     "ShowMistakes": "lightning_trainer.images.mistakes",

@@ -213,8 +213,8 @@ def test_the_entry_point_knows_only_the_command_line():
 
 def test_the_public_names_are_those_a_project_needs():
     assert lightning_trainer.__all__ == [
-        *("AverageWeights", "BaseDataModule", "BaseModule", "ReportFlops", "RunError"),
-        *("ShowMistakes", "TrainedSession", "draw_predictions", "fit", "load"),
+        *("AverageWeights", "BaseDataModule", "BaseModule", "KeepReport", "ReportFlops"),
+        *("RunError", "ShowMistakes", "TrainedSession", "draw_predictions", "fit", "load"),
         *("random_crop_and_flip", "read_image", "read_images"),
     ]
     assert all(hasattr(lightning_trainer, name) for name in lightning_trainer.__all__)

@@ -174,6 +174,9 @@ class RunState:
     line: Progress | None = None  # the newest log line
     times: RunTimes = field(default_factory=RunTimes)
 
+    # GuessValidation
+    guessed_batch_s: float = 0.0  # of a validation, by the sanity check; 0 without one
+
     # MeasureUse
     used: Mapping[str, float] = field(default_factory=dict)  # memory_gb, gpu_percent, ...
 

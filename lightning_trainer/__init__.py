@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lightning_trainer.images.predictions import draw_predictions
     from lightning_trainer.report.flops import ReportFlops
 
+__version__ = "0.1.0"  # of the wheel too: pyproject.toml reads it from here
+
 __all__ = [
     "AverageWeights",
     "BaseDataModule",

@@ -19,6 +19,7 @@ from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.registry import COMMANDS
 from lightning_trainer.internals import option_names
 from lightning_trainer.session.imports import refused_import
+from lightning_trainer.session.program import printed_command
 from lightning_trainer.session.settings import dump_settings
 from lightning_trainer.start.refusal import BASES, Refusal
 
@@ -92,7 +93,7 @@ def parser_arguments(command: str) -> dict[str, Any]:
         "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
     }
     # Without abbreviations: `--trainer.max_step 3` would silently set max_steps.
-    return {"prog": "cli.py", "allow_abbrev": False, command: of_command}
+    return {"prog": printed_command(), "allow_abbrev": False, command: of_command}
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -120,8 +121,7 @@ class SessionParser(LightningArgumentParser):
         refusal = Refusal.read(message, ex)
         program = self.prog.replace(" [options]", "")
         sys.stderr.write(
-            f"error: {refusal.message}{self._suggestion(refusal)}\n"
-            f"(more: python {program} --help)\n"
+            f"error: {refusal.message}{self._suggestion(refusal)}\n(more: {program} --help)\n"
         )
         sys.exit(2)
 

@@ -1,5 +1,6 @@
 """What needs no command is answered at once, without torch."""
 
+import atexit
 import gc
 import os
 import subprocess
@@ -165,3 +166,18 @@ def test_the_recorded_command_is_the_one_that_started_the_package(monkeypatch):
     assert go_on_command("test", ROOT / "a b") == (
         f"python -m lightning_trainer test --ckpt_path '{ROOT / 'a b'}'"
     )
+
+
+def test_from_python_it_returns_the_session(config):
+    trained = main(["fit", "--config", str(config), "--trainer.max_steps=5"])
+    assert (trained.iteration, trained.score_name) == (5, "val/accuracy")
+    assert main(["validate", "--ckpt_path", str(trained.path)]).path == trained.path
+
+
+def test_a_process_of_its_own_returns_nothing_to_its_console_script(config, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["cli.py", "fit", f"--config={config}", "--trainer.max_steps=1"]
+    )
+    assert main() is None
+    monkeypatch.undo()
+    atexit.unregister(gc.disable)

@@ -2,7 +2,7 @@
 
 A run that keeps its own page up to date (`KeepReport`) writes it in a process of its own:
 
-python -m lightning_trainer.commands.report WORKING_FOLDER SESSION PROGRAM [ARGUMENT ...]
+python -m lightning_trainer.commands.report WORKING_FOLDER SESSION PROGRAM
 """
 
 import os

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from lightning_trainer import __version__
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
@@ -17,21 +17,23 @@ from lightning_trainer.commands.registry import COMMANDS, OF_SEEDS, help_text
 from lightning_trainer.session.imports import add_current_folder, guarded_imports
 from lightning_trainer.session.utf8 import as_utf8
 
-
-def run_console() -> None:
-    """Runs the installed command, whose exit code is what its function returns."""
-    main()
+if TYPE_CHECKING:
+    from lightning_trainer.python.trained_session import TrainedSession
 
 
 @as_utf8()
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line `args` (without the program's name), by default the process's own."""
+def main(args: Sequence[str] | None = None) -> "TrainedSession | None":
+    """Runs the command line `args` (without the program's name), by default the process's own.
+
+    Returns:
+        The session of `fit`, `validate`, `test` and `predict`, if `args` is given.
+    """
     _open_closed_streams()
     if args is None:  # at its end Python would search all that is imported for garbage: 0.5 s
         atexit.register(gc.disable)
     try:
         try:
-            _run(sys.argv[1:] if args is None else list(args), is_own=args is None)
+            session = _run(sys.argv[1:] if args is None else list(args), is_own=args is None)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -39,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if ex.filename is not None:
             raise
         _end_unread(ex)
+    return session if args is not None else None
 
 
 def _open_closed_streams() -> None:
@@ -68,12 +71,12 @@ def _end_unread(ex: OSError) -> NoReturn:
     sys.exit(code)
 
 
-def _run(argv: list[str], is_own: bool) -> None:
+def _run(argv: list[str], is_own: bool) -> "TrainedSession | None":
     """Runs a command line, which may be the process's own."""
     line = CommandLine.read(argv)
     if line.command not in COMMANDS:
         _answer(line)
-        return
+        return None
     command = COMMANDS[line.command]
     if command.imports_project:
         _check_config_files(line)
@@ -85,14 +88,18 @@ def _run(argv: list[str], is_own: bool) -> None:
         else:
             _tell_of_the_imports(line)
     with guarded_imports():
+        collects = gc.isenabled()
         gc.disable()  # imports make little garbage; the search for it took a sixth of their time
         run = command.load()
-        gc.enable()
+        if collects:
+            gc.enable()
         if command.is_lightnings:
-            run(argv)
-        else:
-            argv.remove(line.command)
-            sys.exit(run(argv))
+            folder = run(argv).path
+            from lightning_trainer.python.trained_session import TrainedSession
+
+            return TrainedSession(folder)
+        argv.remove(line.command)
+        sys.exit(run(argv))
 
 
 def _answer(line: CommandLine) -> None:

@@ -1,5 +1,6 @@
 """What needs no command is answered at once, without torch."""
 
+import atexit
 import gc
 import os
 import subprocess
@@ -189,3 +190,18 @@ def test_other_variables_are_let_alone(run, monkeypatch):
     assert run("fit", "--config", "no.yaml")[2].startswith("error: `--config` is 'no.yaml'")
     assert run("fit", "--tag", "a b")[2].startswith("error: ")
     assert "environment" not in run("fit", "--tag", "a b")[2]
+
+
+def test_from_python_it_returns_the_session(config):
+    trained = main(["fit", "--config", str(config), "--trainer.max_steps=5"])
+    assert (trained.iteration, trained.score_name) == (5, "val/accuracy")
+    assert main(["validate", "--ckpt_path", str(trained.path)]).path == trained.path
+
+
+def test_a_process_of_its_own_returns_nothing_to_its_console_script(config, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["cli.py", "fit", f"--config={config}", "--trainer.max_steps=1"]
+    )
+    assert main() is None
+    monkeypatch.undo()
+    atexit.unregister(gc.disable)

@@ -207,9 +207,8 @@ class SeededDataset(Dataset[Any]):
             if not drawn:
                 break
             self._drawn = self._drawn.union(drawn)
-        if hasattr(self.dataset, "collate_fn"):  # it may draw, as after the last sample
-            for name in left_alone:
-                _SEED[name](seeds[-1])
+        for name in left_alone:  # what collates the samples may draw, as after the last one
+            _SEED[name](seeds[-1])
         return samples
 
     def _fetch_batch(self, keys: list[int]) -> Any:

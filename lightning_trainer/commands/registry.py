@@ -57,6 +57,7 @@ COMMANDS = {
     "compare": Command(
         "Shows what differs between sessions, and draws their curves.", "commands.compare:compare"
     ),
+    "report": Command("Writes one page on sessions, to read or to send.", "commands.report:report"),
     "completion": Command("Lets a shell complete command lines.", "commands.completion:completion"),
 }
 
@@ -82,6 +83,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     sessions                                     a table of all sessions
     sessions --over seed_everything              a row for each setting: mean and spread over seeds
     compare SESSION SESSION ...                  what differs, and their curves in one picture
+    report SESSION ...                           one HTML page on them, to read or to send
     look                                         TensorBoard, with sessions called by their tags
     prune                                        what could be deleted; --yes deletes it
     completion bash                              lets a shell complete all this; also zsh, fish

@@ -18,6 +18,7 @@ from lightning_trainer.checkpoints.trainable import KeepTrainable
 from lightning_trainer.report.bar import EvaluationBar
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.report.evaluation import ReportEvaluation
+from lightning_trainer.report.first_guess import GuessValidation
 from lightning_trainer.report.hyperparameters import LogHyperParameters
 from lightning_trainer.report.notify import TellOfBest
 from lightning_trainer.report.outputs import WritePredictions
@@ -66,6 +67,7 @@ def _before_added(run: RunState) -> list[Callback]:
         GoOnAfterEarlyStopping(run),  # before the first validation: any place would do
         WarnOfInexactRestart(run),  # before the first line of the run that goes on
         NameWaitingMetrics(run),  # watches one batch: any place would do
+        GuessValidation(run),  # before others take the time of a batch of the sanity check
         PrintProgress(run),  # ends the step's time before others take theirs
         GuardAgainstNonFinite(run),  # before a useless validation
         ReportEvaluation(run),  # finds the best score before others use it

@@ -116,14 +116,16 @@ class SessionParser(LightningArgumentParser):
         """Prints the message and exits with code 2."""
         if not self.exit_on_error:  # an inner parser, for one of several types
             super().error(message, ex)
+        program = self.prog.replace(" [options]", "")
+        sys.stderr.write(f"error: {self.refusal_text(message, ex)}\n(more: {program} --help)\n")
+        sys.exit(2)
+
+    def refusal_text(self, message: str, ex: Exception | None = None) -> str:
+        """The message of jsonargparse in one line, with near names or a remedy."""
         if reason := refused_import():  # jsonargparse hides it where an argument has several types
             message, ex = reason, None
         refusal = Refusal.read(message, ex)
-        program = self.prog.replace(" [options]", "")
-        sys.stderr.write(
-            f"error: {refusal.message}{self._suggestion(refusal)}\n(more: {program} --help)\n"
-        )
-        sys.exit(2)
+        return f"{refusal.message}{self._suggestion(refusal)}"
 
     def _suggestion(self, refusal: Refusal) -> str:
         if refusal.is_incomplete:

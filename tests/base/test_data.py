@@ -1,6 +1,7 @@
 """From `create_data` to loaders: the same batches however fetched, and where they go on."""
 
 import multiprocessing
+import random
 import signal
 import subprocess
 import weakref
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from conftest import TinyData, TinyDataset, TinyModule
@@ -548,6 +550,24 @@ def test_create_loader_changes_all_loaders_at_once():
         ("test_dataset", False),
         ("predict_dataset", False),
     ]
+
+
+def test_a_collation_that_create_loader_gives_draws_anew_for_each_batch():
+    """E.g. the share of a mixture, by numpy: of samples that draw nothing themselves."""
+
+    class Mixing(TinyData):
+        def create_data(self) -> None:
+            self.val_dataset = [{"i": i} for i in range(10)]
+
+        def create_loader(self, attribute: str, shuffle: bool) -> DataLoader:
+            loader = super().create_loader(attribute, shuffle)
+            loader.collate_fn = lambda samples: (float(np.random.beta(1, 1)), random.random())
+            return loader
+
+    loader = tiny_data(Mixing).val_dataloader()
+    drawn = [*loader]
+    assert len({*drawn}) == len(drawn) > 1
+    assert drawn == [*loader]
 
 
 def test_overfit_batches_are_the_same_in_every_epoch():

@@ -20,6 +20,11 @@ NAME = re.compile(r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<ta
 @contextlib.contextmanager
 def guarded_imports() -> Iterator[None]:
     """Within it, no module is imported that lies in a session folder."""
+    for guard in _guards():  # of a run within which another one runs: two would ask each other
+        before = guard.refusal
+        yield
+        guard.refusal = before
+        return
     guard = _Guard()
     sys.meta_path.insert(0, guard)
     try:
@@ -60,15 +65,17 @@ def distrust(folder: Path) -> None:
     So it does with the folder around it, which may have come with it, unless the project lies there
     too: the program, the working folder, or a folder of the search path.
     """
-    for guard in sys.meta_path:
-        if isinstance(guard, _Guard):
-            guard.add(os.path.abspath(folder))
+    for guard in _guards():
+        guard.add(os.path.abspath(folder))
 
 
 def refused_import() -> str:
     """Why a module was not imported; empty if none was refused. Other errors may have hidden it."""
-    guards = [guard for guard in sys.meta_path if isinstance(guard, _Guard)]
-    return guards[0].refusal if guards else ""
+    return next((guard.refusal for guard in _guards()), "")
+
+
+def _guards() -> list["_Guard"]:
+    return [finder for finder in sys.meta_path if isinstance(finder, _Guard)]
 
 
 class _Guard:

@@ -24,6 +24,7 @@ from lightning_trainer.report.notify import TellOfBest
 from lightning_trainer.report.outputs import WritePredictions
 from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
+from lightning_trainer.report.starting import TellOfStart
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.usage import MeasureUse
 from lightning_trainer.report.visualise import CallVisualise
@@ -71,6 +72,7 @@ def _before_added(run: RunState) -> list[Callback]:
         PrintProgress(run),  # ends the step's time before others take theirs
         GuardAgainstNonFinite(run),  # before a useless validation
         ReportEvaluation(run),  # finds the best score before others use it
+        TellOfStart(run),  # sees the first hook of a step: any place would do
         EvaluationBar(run),  # below the title that ReportEvaluation prints
         CallVisualise(run),  # after the time of the step is taken
         *([SaveEnd(run)] if run.saves else []),  # before a project's callback changes the weights

@@ -28,6 +28,7 @@ from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secret_forms import known_forms
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings, read_settings
+from lightning_trainer.session.slow_start import begin_step, watch_start
 from lightning_trainer.session.terminal import keep_log
 from lightning_trainer.start.defaults import config_texts, hyper_parameters, left_out, storable
 from lightning_trainer.start.failure import FILE_NAME, end_at_once, failure_text, has_lost_contact
@@ -44,7 +45,7 @@ from lightning_trainer.start.parser import (
 )
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
-from lightning_trainer.start.trainer import DEFAULTS, run_state, trainer_arguments
+from lightning_trainer.start.trainer import DEFAULTS, keep_profile, run_state, trainer_arguments
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions", "predict_data")
@@ -125,6 +126,7 @@ class SessionCLI(LightningCLI):
         try:
             if line.ckpt_path:
                 self.restart = Restart.find(line.ckpt_path, line.command, bool(line.configs))
+            begin_step("the import of the project, and its settings")
             self._parse()
             self._secrets = secret_texts(self._resolved())
             self._typed = shown_command(self._argv, self._secrets)
@@ -211,6 +213,7 @@ class SessionCLI(LightningCLI):
             self.session.write_config(dump_settings(request.settings), secrets=request.secrets)
         super().instantiate_classes()
         require_begun(self.model, self.datamodule)
+        begin_step("`prepare_data`")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""
@@ -229,12 +232,11 @@ class SessionCLI(LightningCLI):
         run.notifier, run.is_called = self._notifier, self.is_called
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
+        run.at_end(run.writer.shutdown)
         run.at_end(skip_empty_hooks(trainer))
         run.at_end(load_safely(trainer))
-        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-        has_profiler = config.trainer.profiler is not None and not self.is_guest
-        if has_profiler and not profiler.filename:  # without a file it would only print
-            profiler.filename = "profile"
+        if config.trainer.profiler is not None and not self.is_guest:
+            keep_profile(trainer)
         return trainer
 
 
@@ -245,6 +247,7 @@ def run_trainer(args: list[str], cli: type[SessionCLI] = SessionCLI) -> Session:
             keep_process(stack)
             quiet(stack)
             hide_absent_gpus(stack)
+            stack.callback(watch_start())
             return cli(args, stack).session
         except KeyboardInterrupt:
             sys.exit(130)

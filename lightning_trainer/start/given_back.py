@@ -1,6 +1,7 @@
 """Gives back what a run changes in its process, however it ends."""
 
 import gc
+import multiprocessing
 import os
 import random
 import signal
@@ -24,6 +25,8 @@ def keep_process(stack: ExitStack) -> None:
     _keep_torchs_settings(stack)
     for name in _VARIABLES:
         stack.callback(_set_variable, name, os.environ.get(name))
+    start_method = multiprocessing.get_start_method(allow_none=True)
+    stack.callback(multiprocessing.set_start_method, start_method, force=True)
     stack.callback(gc.enable if gc.isenabled() else gc.disable)
 
 

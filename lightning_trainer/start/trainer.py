@@ -78,6 +78,12 @@ def trainer_arguments(
     return arguments
 
 
+def keep_profile(trainer: Any) -> None:
+    """Gives a profiler a file: without one it would only print."""
+    if not trainer.profiler.filename:
+        trainer.profiler.filename = "profile"
+
+
 def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:
     if is_guest:
         return [DummyLogger()]

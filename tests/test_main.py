@@ -76,6 +76,8 @@ def test_help_version_and_mistakes_take_no_import_of_torch(arguments, code, out,
         ("fit --model.help=a.B", {}, ""),
         ("fit --help", {}, ""),
         ("check --format json", {}, ""),
+        ("schema --output -", {}, ""),
+        ("schema", {}, "Starting `schema`: torch and lightning are imported\n"),
         ("fit", {"LOCAL_RANK": "1"}, ""),
     ],
 )

@@ -22,10 +22,10 @@ def new(argv: list[str]) -> int:
     parser = CommandParser("new", description=_DESCRIPTION)
     parser.add_argument("name", metavar="NAME", help="name of the project, e.g. segmentation")
     name = parser.parse_args(argv).name
-    folder = package_folder(name)
-    files = project_files(name, folder)
     try:
         check_name(name)
+        folder = package_folder(name)
+        files = project_files(name, folder)
         _check_absent(*files)
         folder.mkdir(parents=True)
         Path("configs").mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def new(argv: list[str]) -> int:
     except ValueError as ex:
         parser.error(str(ex))
     except OSError as ex:
-        parser.error(f"{ex.filename} can't be made: {ex.strerror}")
+        parser.error(f"{ex.filename or 'the current folder'} can't be made: {ex.strerror}")
     print(_fill("next", name, folder, printed_command()), end="")
     return 0
 

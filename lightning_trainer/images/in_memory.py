@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_trainer.images.pixel_file import PixelFile, describe_files
+from lightning_trainer.report.bar import new_bar
+from lightning_trainer.session.terminal import can_redraw
 
 _WORTH_S = 1.0  # what is decoded sooner is not kept
 _SETTLED_S = 2.0  # the coarsest times of change that file systems have in use (FAT)
@@ -68,9 +70,13 @@ def _decode_all(found: Any, shape: tuple[int, ...]) -> Tensor:
     # One processor decodes 60,000 small images in about ten seconds: let all of them help.
     # The generator is its own: what a run draws must not depend on whether this was needed.
     own = torch.Generator()
-    for some, _ in DataLoader(found, 500, num_workers=os.cpu_count() or 0, generator=own):
-        images[n : n + len(some)] = some
-        n += len(some)
+    loader = DataLoader(found, 500, num_workers=os.cpu_count() or 0, generator=own)
+    is_shown = can_redraw() and not getattr(rank_zero_only, "rank", 0)
+    with new_bar(len(found), delay=2, leave=False, disable=not is_shown) as bar:
+        for some, _ in loader:
+            images[n : n + len(some)] = some
+            n += len(some)
+            bar.update(len(some))
     return images
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lightning_trainer.report.flops import ReportFlops
     from lightning_trainer.report.keep_report import KeepReport
 
+__version__ = "0.1.0"  # of the wheel too: pyproject.toml reads it from here
+
 __all__ = [
     "AverageWeights",
     "BaseDataModule",

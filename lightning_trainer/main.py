@@ -8,19 +8,17 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lightning_trainer import __version__
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
 from lightning_trainer.commands.registry import COMMANDS, OF_SEEDS, help_text
-from lightning_trainer.session.imports import guarded_imports
+from lightning_trainer.session.imports import add_current_folder, guarded_imports
 from lightning_trainer.session.utf8 import as_utf8
 
 if TYPE_CHECKING:
     from lightning_trainer.python.trained_session import TrainedSession
-
-VERSION = "0.1.0"  # of a checkout that is not installed
 
 
 @as_utf8()
@@ -35,7 +33,7 @@ def main(args: Sequence[str] | None = None) -> "TrainedSession | None":
         atexit.register(gc.disable)
     try:
         try:
-            session = _run(sys.argv[1:] if args is None else list(args))
+            session = _run(sys.argv[1:] if args is None else list(args), is_own=args is None)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -73,14 +71,17 @@ def _end_unread(ex: OSError) -> NoReturn:
     sys.exit(code)
 
 
-def _run(argv: list[str]) -> "TrainedSession | None":
+def _run(argv: list[str], is_own: bool) -> "TrainedSession | None":
+    """Runs a command line, which may be the process's own."""
     line = CommandLine.read(argv)
     if line.command not in COMMANDS:
         _answer(line)
         return None
     command = COMMANDS[line.command]
-    if command.is_lightnings or line.command in ("check", "verify"):
+    if command.imports_project:
         _check_config_files(line)
+        if is_own:
+            add_current_folder()
         if any(word.partition("=")[0] == "--seeds" for word in line.others):
             command = OF_SEEDS
         else:
@@ -107,10 +108,7 @@ def _answer(line: CommandLine) -> None:
     if first in ("-h", "--help"):
         print(help_text(), end="")
     elif first == "--version":
-        version = VERSION
-        with suppress(metadata.PackageNotFoundError):
-            version = metadata.version("lightning_trainer")
-        print(f"lightning_trainer {version}")
+        print(f"lightning_trainer {__version__}")
     elif line.command:
         every = f": the commands are {', '.join(COMMANDS)}"
         parser.error(f"there is no command `{first}`{did_you_mean(first, COMMANDS) or every}")

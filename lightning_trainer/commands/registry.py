@@ -16,11 +16,17 @@ class Command:
 
     summary: str  # its description, one sentence
     place: str = _OF_LIGHTNING  # its function, as module:function
+    trains: bool = False  # whether it makes a project's objects, as Lightning's commands do
 
     @property
     def is_lightnings(self) -> bool:
         """Whether Lightning's trainer has a method of that name."""
         return self.place == _OF_LIGHTNING
+
+    @property
+    def imports_project(self) -> bool:
+        """Whether it needs the classes of a project, and with them torch."""
+        return self.is_lightnings or self.trains
 
     def load(self) -> Callable[..., Any]:
         function: Callable[..., Any] = resolve_name(f"lightning_trainer.{self.place}")
@@ -33,10 +39,12 @@ COMMANDS = {
     "test": Command("Scores a session's best checkpoint on the test data."),
     "predict": Command("Writes the outputs of a session's best checkpoint to a table."),
     "check": Command(
-        "Finds well-known silent mistakes before a training.", "start.check_command:check"
+        "Finds well-known silent mistakes before a training.", "start.check_command:check", True
     ),
-    "verify": Command("Proves that restarts of a project are exact.", "verify.command:verify"),
-    "export": Command("Writes a session's weights alone.", "start.export_command:export"),
+    "verify": Command(
+        "Proves that restarts of a project are exact.", "verify.command:verify", True
+    ),
+    "export": Command("Writes a session's weights alone.", "start.export_command:export", True),
     "new": Command("Starts a project that trains at once.", "commands.new:new"),
     "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
     "look": Command("Starts TensorBoard, with sessions called by tag.", "commands.look:look"),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_trainer.session.door import open_file
 
-_FORMAT = "pixels 1"  # another one whenever the code decodes in another way
+_FORMAT = "pixels 2"  # another one whenever the code decodes in another way
 _LONGEST_HEADER = 1000  # bytes
 _FAULTS = (OSError, ValueError, KeyError, TypeError)  # of a file that is missing or no such file
 _LEFT_S = 3600.0  # so old is what a killed process was writing

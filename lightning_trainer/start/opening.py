@@ -20,6 +20,7 @@ from lightning_trainer.session.environment import (
     uncommitted_changes,
 )
 from lightning_trainer.session.folder import Session
+from lightning_trainer.session.imports import namesake
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.run_record import note_start
 from lightning_trainer.session.secrets import scrub, secret_texts
@@ -187,6 +188,9 @@ def announce(session: Session, request: Request) -> None:
     else:
         print(f"Session: {session.path}")
         print(f"Checkpoint: {restart.checkpoint} (iteration {restart.iteration})", flush=True)
+    classes = (request.settings[name] for name in ("model", "data"))
+    for told in sorted({namesake(chosen["class_path"]) for chosen in classes if chosen} - {""}):
+        print(f"warning: {told}", file=sys.stderr, flush=True)
 
 
 def record(session: Session, request: Request) -> None:

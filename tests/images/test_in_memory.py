@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.io import decode_image
 
-from lightning_trainer import read_images
+from lightning_trainer import read_image, read_images
 from lightning_trainer.images import in_memory
 
 
@@ -33,7 +33,7 @@ def caches(tmp_path, monkeypatch):
     """All is kept, however soon it was decoded and lately changed; decoded in this process."""
     monkeypatch.setattr(in_memory, "_WORTH_S", 0)
     monkeypatch.setattr(in_memory, "_SETTLED_S", -3600)
-    monkeypatch.setattr(os, "cpu_count", lambda: 0)
+    monkeypatch.setattr(in_memory, "_n_cores", lambda: 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     return tmp_path / "caches" / "lightning_trainer"
 
@@ -107,6 +107,47 @@ def test_neither_start_draws_from_the_streams_of_the_run(folder):
     for _ in range(2):
         read_images(folder, 8)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.bmp", "x.tif", "x.ppm", "gif.jpg"])
+def test_what_torchvision_does_not_decode_to_8_bits_is_read_as_by_pil(name, tmp_path):
+    wide = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    picture = Image.fromarray((wide >> 8).astype(np.uint8))
+    if name == "x.png":
+        Image.fromarray(wide).save(tmp_path / name)
+    elif name == "gif.jpg":
+        picture.save(tmp_path / name, "GIF", save_all=True, append_images=[picture.rotate(90)])
+    else:
+        picture.convert("RGB").save(tmp_path / name)
+    expected = torch.from_numpy(wide >> 8).to(torch.uint8).expand(3, 8, 8)
+    assert torch.equal(read_image(str(tmp_path / name)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "message"),
+    [
+        ("x.tif", np.zeros((8, 8), np.uint16), r"\(its pixels are I;16: convert it to 8 bits\)"),
+        ("x.png", None, r"x.png can't be read as an image \(cannot identify image file "),
+    ],
+)
+def test_what_is_no_image_of_8_bits_is_named_with_the_reason(name, pixels, message, tmp_path):
+    if pixels is None:
+        (tmp_path / name).write_text("no image")
+    else:
+        Image.fromarray(pixels).save(tmp_path / name)
+    with pytest.raises(OSError, match=message):
+        read_image(str(tmp_path / name))
+
+
+def test_all_cores_decode_a_few_images_in_small_parts(folder, monkeypatch):
+    """Workers of a container hand over what is in 64 MB of shared memory."""
+    asked = []
+    monkeypatch.setattr(in_memory, "_n_cores", lambda: 3)
+    monkeypatch.setattr(in_memory, "DataLoader", lambda *a, **k: asked.append((a[1], k)) or ())
+    for size in (8, 512, 1024):
+        read_images(folder, size)
+    assert [size for size, _ in asked] == [2, 1, 1]
+    assert all(given["num_workers"] == 3 for _, given in asked)
 
 
 def test_a_moved_folder_keeps_its_file(folder, kept, tmp_path, forbid_decoding):

@@ -69,7 +69,7 @@
     const ofMean = curve.part == "train" && partsOf(chart).length > 1;
     return {
       colour: `--c${colour % 7}`, width: ofMean && !single ? 1 : 2,
-      dash: single ? (colour ? [] : [6, 3]) : DASHES[Math.floor(curve.session / 7) % 4],
+      dash: single ? (colour ? [6, 3] : []) : DASHES[Math.floor(curve.session / 7) % 4],
       alpha: ofMean && !single ? 0.6 : 1,
     };
   };

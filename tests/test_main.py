@@ -169,6 +169,29 @@ def test_the_recorded_command_is_the_one_that_started_the_package(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("LIGHTNING_TRAINER_TAG", "tag"),
+        ("LIGHTNING_TRAINER_FIT__TRAINER__MAX_STEPS", "trainer.max_steps"),
+        ("LIGHTNING_TRAINER_MODEL__LEARNING_RATE", "model.learning_rate"),
+    ],
+)
+def test_a_setting_in_the_environment_is_refused(run, config, monkeypatch, name, option):
+    monkeypatch.setenv(name, "a")
+    code, out, err = run("fit", "--config", config)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0].endswith(f'unset it, and give --{option} "${name}"')
+
+
+def test_other_variables_are_let_alone(run, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_TRAINER_SESSION", "a")
+    monkeypatch.setenv("LIGHTNING_TRAINER_HOME", "a")
+    assert run("fit", "--config", "no.yaml")[2].startswith("error: `--config` is 'no.yaml'")
+    assert run("fit", "--tag", "a b")[2].startswith("error: ")
+    assert "environment" not in run("fit", "--tag", "a b")[2]
+
+
 def test_from_python_it_returns_the_session(config):
     trained = main(["fit", "--config", str(config), "--trainer.max_steps=5"])
     assert (trained.iteration, trained.score_name) == (5, "val/accuracy")

@@ -1,6 +1,7 @@
 """Refuses settings that can't work before a session folder is made."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import Namespace
@@ -21,6 +22,8 @@ def check_settings(
     Raises:
         ValueError: Names the setting, its value and the remedy.
     """
+    if restart is None:
+        _check_variables(config.as_dict())
     check_tag(config.tag)
     if not config.output_path:
         raise ValueError("`output_path` is empty: give the folder that holds the sessions")
@@ -52,6 +55,29 @@ def check_settings(
             f"nothing left to do: iteration {done} of {wanted} is reached. To go on, raise "
             f"`--trainer.max_steps` above {done}"
         )
+
+
+def _check_variables(settings: dict[str, Any]) -> None:
+    """Refuses `${HOME}` and the like, which would be taken as it stands."""
+    for key, text in _texts(settings):
+        if found := re.search(r"\$\{[^{}]+\}", text):
+            raise ValueError(
+                f"`{key}` has {found[0]} in it, and settings have no variables: give the value, "
+                f'or let the shell do so by an option in double quotes, --{key} "...$NAME..."'
+            )
+
+
+def _texts(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in settings, each with its key as it is typed."""
+    if isinstance(settings, str):
+        yield key, settings
+    elif isinstance(settings, dict):
+        for name, value in settings.items():
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _texts(value, inner.removesuffix(".init_args"))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _texts(value, key)
 
 
 def _check_validations(trainer: Namespace) -> None:

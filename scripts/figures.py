@@ -91,7 +91,7 @@ def draw_tensorboard(sessions: Path, path: Path, port: int = 16007) -> None:
 
 
 def draw_cifar_fast(path: Path) -> None:
-    """Accuracy over seconds, with the times to 0.624 that README tells."""
+    """Accuracy over seconds, with the times to 0.624 that docs/speed.md tells."""
     results = (ROOT / "benchmarks/RESULTS.md").read_text()
     curves: dict[str, list[tuple[float, float]]] = {}
     for name, seconds, accuracy in rows_of(results, "Accuracy over seconds", 3):

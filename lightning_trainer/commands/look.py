@@ -13,6 +13,7 @@ from lightning_trainer.session.record import Record
 _DESCRIPTION = """Starts TensorBoard for the sessions of folders, or for some sessions. They are
 called by tag and time there: of a folder's whole name its lists show only the beginning. Those that
 begin later are not shown; `tensorboard --logdir FOLDER` finds them, by the folders' names."""
+_LONGEST = 2**17  # bytes of a word of a command line, in Linux
 _SPECIAL = re.compile(r"[,:]")  # take the list of TensorBoard's option apart
 
 
@@ -35,6 +36,11 @@ def look(argv: list[str]) -> int:
         parser.error("TensorBoard is not installed: `pip install tensorboard`")
     spec = ",".join(f"{name}:{path}" for name, path in names.items())
     url = f"http://localhost:{options.port}/"
+    if len(os.fsencode(spec)) >= _LONGEST:
+        parser.error(
+            f"{len(names)} sessions are too many for one command: choose some by `--tag`, or call "
+            "`tensorboard --logdir FOLDER`"
+        )
     print(f"All numbers: {url}#timeseries", flush=True)
     print(f"Training and validation in one chart: {url}#custom_scalars", flush=True)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir_spec", spec]

@@ -82,7 +82,7 @@ class DirectUpdate:
         self.hooks, self.module = hooks, hooks.module
         self.precision: Any = trainer.precision_plugin
         self.scaler = getattr(self.precision, "scaler", None)
-        self.forwards = trainer.strategy.model is self.module  # no wrapper such as DDP's
+        self.strategy: Any = trainer.strategy
         self.automatic: Any = trainer.fit_loop.epoch_loop.automatic_optimization
         self.progress = self.automatic.optim_progress.optimizer
 
@@ -124,15 +124,13 @@ class DirectUpdate:
 
     def _loss_of(self, arguments: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any]]:
         """The loss of a batch, and what the step returns, with a copy of the loss."""
-        if not self.forwards:
-            return _loss_and_output(self.automatic._training_step(arguments))
-        module: Any = self.module
+        module = self.module
         outer, vars(module)[CURRENT_HOOK] = vars(module)[CURRENT_HOOK], "training_step"
         if type(self.precision) is Precision:
-            step = module.training_step(*arguments.values())
+            step = self._training_step(arguments)
         else:
             with self.precision.autocast_context_manager():
-                step = module.training_step(*arguments.values())
+                step = self._training_step(arguments)
         vars(module)[CURRENT_HOOK] = outer
         loss = step.get("loss") if type(step) is dict else None
         if loss is None:
@@ -140,6 +138,31 @@ class DirectUpdate:
         output = {"loss": None, **step}
         output["loss"] = loss.detach().clone()
         return loss, output
+
+    def _training_step(self, arguments: dict[str, Any]) -> Any:
+        """Calls `training_step`, within the `forward` of a wrapper such as DDP's if there is one.
+
+        Lightning 2.6: `_ForwardRedirection`. The wrapper calls `forward` of the module it wraps,
+        which is `training_step` for that call.
+        """
+        module: Any = self.module
+        wrapper = self.strategy.model
+        if wrapper is module:
+            return module.training_step(*arguments.values())
+        forward = module.forward
+
+        def step(*args: Any) -> Any:
+            vars(module)["forward"] = forward
+            return module.training_step(*args)
+
+        vars(module)["forward"] = step
+        output = wrapper(*arguments.values())
+        if output is None and self.trainer.world_size > 1:
+            raise RuntimeError(
+                "`training_step` returned None, and the other processes wait for gradients: "
+                "return a loss in each process, e.g. one that is multiplied by 0"
+            )
+        return output
 
     def _zero_grad(self, index: int) -> None:
         progress, hooks = self.progress.zero_grad, self.hooks

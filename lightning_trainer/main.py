@@ -8,27 +8,32 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from lightning_trainer import __version__
 from lightning_trainer.commands.options import CommandLine, CommandParser, did_you_mean
-from lightning_trainer.commands.registry import COMMANDS, HELP, OF_SEEDS
-from lightning_trainer.session.imports import guarded_imports
+from lightning_trainer.commands.registry import COMMANDS, OF_SEEDS, help_text
+from lightning_trainer.session.imports import add_current_folder, guarded_imports
 from lightning_trainer.session.utf8 import as_utf8
 
-VERSION = "0.1.0"  # of a checkout that is not installed
+if TYPE_CHECKING:
+    from lightning_trainer.python.trained_session import TrainedSession
 
 
 @as_utf8()
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line `args` (without the program's name), by default the process's own."""
+def main(args: Sequence[str] | None = None) -> "TrainedSession | None":
+    """Runs the command line `args` (without the program's name), by default the process's own.
+
+    Returns:
+        The session of `fit`, `validate`, `test` and `predict`, if `args` is given.
+    """
     _open_closed_streams()
     if args is None:  # at its end Python would search all that is imported for garbage: 0.5 s
         atexit.register(gc.disable)
     try:
         try:
-            _run(sys.argv[1:] if args is None else list(args))
+            session = _run(sys.argv[1:] if args is None else list(args), is_own=args is None)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -36,6 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if ex.filename is not None:
             raise
         _end_unread(ex)
+    return session if args is not None else None
 
 
 def _open_closed_streams() -> None:
@@ -65,27 +71,34 @@ def _end_unread(ex: OSError) -> NoReturn:
     sys.exit(code)
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: list[str], is_own: bool) -> "TrainedSession | None":
+    """Runs a command line, which may be the process's own."""
     line = CommandLine.read(argv)
     if line.command not in COMMANDS:
         _answer(line)
-        return
+        return None
     command = COMMANDS[line.command]
-    if command.is_lightnings or line.command in ("check", "verify"):
+    if command.imports_project:
         _check_config_files(line)
+        if is_own:
+            add_current_folder()
         if any(word.partition("=")[0] == "--seeds" for word in line.others):
             command = OF_SEEDS
         else:
             _tell_of_the_imports(line)
     with guarded_imports():
+        collects = gc.isenabled()
         gc.disable()  # imports make little garbage; the search for it took a sixth of their time
         run = command.load()
-        gc.enable()
+        if collects:
+            gc.enable()
         if command.is_lightnings:
-            run(argv)
-        else:
-            argv.remove(line.command)
-            sys.exit(run(argv))
+            folder = run(argv).path
+            from lightning_trainer.python.trained_session import TrainedSession
+
+            return TrainedSession(folder)
+        argv.remove(line.command)
+        sys.exit(run(argv))
 
 
 def _answer(line: CommandLine) -> None:
@@ -93,18 +106,16 @@ def _answer(line: CommandLine) -> None:
     parser = CommandParser()
     first = line.command or (line.others[0] if line.others else "")
     if first in ("-h", "--help"):
-        print(HELP, end="")
+        print(help_text(), end="")
     elif first == "--version":
-        version = VERSION
-        with suppress(metadata.PackageNotFoundError):
-            version = metadata.version("lightning_trainer")
-        print(f"lightning_trainer {version}")
+        print(f"lightning_trainer {__version__}")
     elif line.command:
-        every = f": the commands are {', '.join(COMMANDS)}"
-        parser.error(f"there is no command `{first}`{did_you_mean(first, COMMANDS) or every}")
+        near = did_you_mean(first, COMMANDS)
+        every = ", ".join(COMMANDS)
+        parser.error(f"there is no command `{first}`: the commands are {every}{near}")
     else:
         if not (first or line.configs):
-            sys.stderr.write(HELP + "\n")
+            sys.stderr.write(help_text() + "\n")
         near = did_you_mean(first, ("--help", "--version"))
         parser.error(f"no command before the options: give one, e.g. `fit`{near}")
 

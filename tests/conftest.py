@@ -30,6 +30,7 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
 ROOT = Path(__file__).parent.parent
+sys.argv[0] = "cli.py"  # stands for the program in the commands that are printed
 # A config names classes of the tests as `test_lock.Waits`, also in processes that tests start.
 _FOLDERS = [ROOT, *(path for path in (ROOT / "tests").rglob("*") if path.is_dir())]
 sys.path += map(str, _FOLDERS)

@@ -56,6 +56,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Script:
     """Starts a new script, whose clock is that of all that measure time."""
     script.__init__()
     for module in (
+        "report.first_guess",
         "report.progress",
         "run.device",
         "checkpoints.saving",

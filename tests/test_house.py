@@ -23,6 +23,7 @@ FOLDERS = [
         "verify",
         "check",
         "start",
+        "python",
     ),
 ]
 MOST_LINES, MOST_LINES_OF_FUNCTION = 260, 40

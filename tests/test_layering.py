@@ -71,7 +71,8 @@ def test_the_library_imports_no_package_that_it_does_not_require():
     others = roots - sys.stdlib_module_names - {"lightning_trainer"}
     # Are named with their extra where they are missing; torchvision, which needs PIL, also in a
     # docstring.
-    optional = {"safetensors", "scipy", "onnxruntime", "pyarrow", "pynvml", "torchvision", "PIL"}
+    optional = {"safetensors", "scipy", "onnxruntime", "pandas", "pyarrow", "pynvml"}
+    optional |= {"torchvision", "PIL"}
     assert {PACKAGES.get(root, root) for root in others} - optional <= required
 
 
@@ -125,7 +126,7 @@ def test_all_ways_to_import_are_seen(tmp_path, monkeypatch):
 
 # Each folder imports those before it, and itself. `main` imports a command when it is asked for.
 ORDER = ["session", "base", "run", "checkpoints", "report", "images", "commands", "verify"]
-ORDER += ["check", "start"]
+ORDER += ["check", "start", "python"]
 WITHOUT_TORCH = ["session", "commands"]
 
 
@@ -214,7 +215,8 @@ def test_the_entry_point_knows_only_the_command_line():
 
 def test_the_public_names_are_those_a_project_needs():
     assert lightning_trainer.__all__ == [
-        *("AverageWeights", "BaseDataModule", "BaseModule", "ReportFlops", "ShowMistakes"),
-        *("draw_predictions", "random_crop_and_flip", "read_image", "read_images"),
+        *("AverageWeights", "BaseDataModule", "BaseModule", "KeepReport", "ReportFlops"),
+        *("RunError", "ShowMistakes", "TrainedSession", "draw_predictions", "fit", "load"),
+        *("random_crop_and_flip", "read_image", "read_images"),
     ]
     assert all(hasattr(lightning_trainer, name) for name in lightning_trainer.__all__)

@@ -1,8 +1,8 @@
 """What needs no command is answered at once, without torch."""
 
+import atexit
 import gc
 import os
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -38,7 +38,8 @@ WITHOUT_TORCH = (
             ["sesions"],
             2,
             "",
-            "error: there is no command `sesions`. Did you mean `sessions`?\n"
+            f"error: there is no command `sesions`: the commands are {', '.join(COMMANDS)}. "
+            "Did you mean `sessions`?\n"
             "(more: python cli.py --help)\n",
         ),
         (
@@ -127,18 +128,8 @@ def test_an_option_before_the_command_is_one_message(run, arguments):
     )
 
 
-def test_a_checkout_that_is_not_installed_knows_its_version(run, monkeypatch):
-    def find_none(name: str) -> str:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", find_none)
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert run("--version") == (0, f"lightning_trainer {version[1]}\n", "")
-
-
 @pytest.mark.parametrize("module", ["lightning_trainer", "lightning_trainer.main"])
 def test_the_package_itself_can_be_started(module, tmp_path):
-    (tmp_path / "cli.py").touch()
     ended = subprocess.run(
         [sys.executable, "-m", module, "new", "shapes"],
         cwd=tmp_path,
@@ -147,7 +138,7 @@ def test_the_package_itself_can_be_started(module, tmp_path):
         text=True,
     )
     assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "projects/shapes/module.py").exists()
+    assert (tmp_path / "shapes/module.py").exists()
 
 
 @pytest.mark.parametrize(
@@ -176,3 +167,18 @@ def test_the_recorded_command_is_the_one_that_started_the_package(monkeypatch):
     assert go_on_command("test", ROOT / "a b") == (
         f"python -m lightning_trainer test --ckpt_path '{ROOT / 'a b'}'"
     )
+
+
+def test_from_python_it_returns_the_session(config):
+    trained = main(["fit", "--config", str(config), "--trainer.max_steps=5"])
+    assert (trained.iteration, trained.score_name) == (5, "val/accuracy")
+    assert main(["validate", "--ckpt_path", str(trained.path)]).path == trained.path
+
+
+def test_a_process_of_its_own_returns_nothing_to_its_console_script(config, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["cli.py", "fit", f"--config={config}", "--trainer.max_steps=1"]
+    )
+    assert main() is None
+    monkeypatch.undo()
+    atexit.unregister(gc.disable)

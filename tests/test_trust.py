@@ -33,6 +33,7 @@ TESTED = {
     "A YAML makes": "session/test_door.py::test_a_yaml_of_any_cost_is_refused_at_once",
     "The settings of": "test_trust.py::test_settings_are_read_from_nowhere_else",
     "`--ckpt_path`": "test_trust.py::test_an_address_is_no_checkpoint",
+    "On a page": "commands/test_report.py::test_nothing_that_a_session_holds_becomes_markup",
     "Lightning's": "test_trust.py::test_lightnings_own_way_is_not_guarded",
     "`sessions` and": "commands/test_hostile_sessions.py::test_a_bad_folder_is_a_row",
     "All other rows": "commands/test_hostile_sessions.py::test_a_bad_folder_is_a_row",

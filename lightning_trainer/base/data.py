@@ -24,6 +24,7 @@ from lightning_trainer.base.hook_checks import (
 )
 from lightning_trainer.base.predicting import refuse_predict_data
 from lightning_trainer.base.sampling import ExactSampler, SeededDataset
+from lightning_trainer.session.slow_start import begin_step
 
 
 class SessionLoader(DataLoader[Any]):
@@ -190,6 +191,7 @@ class BaseDataModule(pl.LightningDataModule):
 
     def _create_once(self) -> None:
         if not self.__created:
+            begin_step("`create_data`")
             self.create_data()
             self.__created = True
 
@@ -211,9 +213,7 @@ def _names(dataset: Any) -> list[str]:
     return [*dataset] if is_dict else []
 
 
-def _options(
-    dataset: Dataset[Any], batch_size: int, n_workers: int, on_gpu: bool
-) -> dict[str, Any]:
+def _options(dataset: Any, batch_size: int, n_workers: int, on_gpu: bool) -> dict[str, Any]:
     makes_batch = hasattr(dataset, "get_batch")
     collate = _unchanged if makes_batch else getattr(dataset, "collate_fn", None)
     pins_itself = on_gpu and makes_batch and not n_workers

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lightning_trainer.base.data import BaseDataModule
 from lightning_trainer.checkpoints.weights import find_weights, read_weights
 from lightning_trainer.run.state import RunCallback
+from lightning_trainer.session.slow_start import begin_step
 
 _NOT_TAKEN = ("loss_fn.", "train_metrics.", "val_metrics.")  # of the new run, e.g. class weights
 _MOST_NAMED = 20
@@ -40,6 +41,7 @@ class BeginModel(RunCallback):
             configure()
             self._begin(trainer, pl_module)
 
+        begin_step("`create_model`")
         if strategy.restore_checkpoint_after_setup:
             vars(pl_module)["configure_model"] = configure_and_begin
             return
@@ -49,6 +51,7 @@ class BeginModel(RunCallback):
             stack.enter_context(strategy.model_sharded_context())
             stack.enter_context(trainer.precision_plugin.module_init_context())
             configure_and_begin()
+        begin_step(f"the model on {strategy.root_device}, and its checkpoint")
         for name in ("setup", "configure_model"):
             _skip_once(pl_module, name)
 

@@ -14,6 +14,7 @@ from lightning_trainer.session.checkpoint_header import (
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.imports import distrust
 from lightning_trainer.session.settings import check_stored
+from lightning_trainer.session.slow_start import begin_step
 
 _LOST = "is gone, empty or damaged"
 
@@ -53,6 +54,7 @@ class Restart:
             raise FileNotFoundError(
                 f"`--ckpt_path` is {path!r}: there is no such session folder or checkpoint file"
             )
+        begin_step(f"what lies in {path}")
         session = Session.around(target)
         distrust(session.path if session else target)
         passed_over = list[str]()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -26,7 +27,7 @@ class StopOnSignal(RunCallback):
     SIGUSR1 a SLURM job asks to be queued again; use `sbatch --signal=USR1@120 --requeue`.
 
     A signal that was ignored at the start stays ignored: SIGHUP under `nohup`, SIGINT in the
-    background of a shell script.
+    background of a shell script. A run in another thread than the main one gets none.
 
     It sets `run.stop_signal`; SaveCheckpoints, which comes last, saves and ends.
     """
@@ -40,8 +41,8 @@ class StopOnSignal(RunCallback):
         self._give_back: list[Callable[[], object]] = []
 
     def on_sanity_check_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Takes the signals over, after Lightning has."""
-        if self._give_back:
+        """Takes the signals over, after Lightning has. Python lets the main thread alone do so."""
+        if self._give_back or threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
             handler = signal.SIG_IGN if number in self._ignored else self._receive
@@ -55,6 +56,8 @@ class StopOnSignal(RunCallback):
             catch_up(trainer, self.run)  # else SaveCheckpoints does
 
     def on_test_start(self, *_: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in self._ignored:
             signal.signal(number, signal.SIG_IGN)
 

@@ -12,6 +12,7 @@ from lightning_trainer.checkpoints.files import AtomicCheckpointIO
 from lightning_trainer.checkpoints.restart import Restart
 from lightning_trainer.session.checkpoint_header import find_fault, read_outline
 from lightning_trainer.session.door import open_file, read_bounded
+from lightning_trainer.session.extras import install_command
 from lightning_trainer.session.folder import Session
 
 # What `save_pretrained` of a hub's libraries writes; an index names the files of a large model.
@@ -140,7 +141,7 @@ def _fault_of_safetensors(file: Path) -> str:
     try:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError:
-        return "needs a package to be read: `pip install safetensors`"
+        return f"needs a package to be read: {install_command('weights')}"
     try:
         with safe_open(file, framework="pt"):
             return ""

@@ -45,14 +45,16 @@ def compare(argv: list[str]) -> int:
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
     columns = group_columns(groups, differ) if groups else shown_columns(records)
-    labels = [group.label for group in groups] or _labels(records)
+    labels = [group.label for group in groups] or session_labels(records)
     print(_side_by_side(labels, columns), *describe_spread(groups), sep="\n", flush=True)
     tell_damage(records)
     _tell_scores(records)
     try:
         _draw(records, groups, options)
         if options.predictions:
-            folders = {label: r.path for label, r in zip(_labels(records), records, strict=True)}
+            folders = {
+                label: r.path for label, r in zip(session_labels(records), records, strict=True)
+            }
             print(*write_beside(folders, options.predictions), sep="\n")
             print(f"Predictions: {options.predictions}")
     except OSError as ex:
@@ -66,7 +68,7 @@ def _draw(records: list[Record], groups: Sequence[Group], options: argparse.Name
     curves, spreads, title = read_curves(records, options.number), None, ""
     if groups:
         title = f"mean over {' and '.join(options.over)}, with its standard deviation"
-        named = dict(zip(map(id, records), _labels(records), strict=True))
+        named = dict(zip(map(id, records), session_labels(records), strict=True))
         members = {g.label: [named[id(r)] for r in g.counted or g.records] for g in groups}
         curves, spreads = mean_curves(curves, members)
     from lightning_trainer.session.drawing import draw_curves  # matplotlib takes half a second
@@ -162,7 +164,7 @@ def _named(name: str, records: list[Record], folder: Path) -> list[Record]:
     )
 
 
-def _labels(records: list[Record]) -> list[str]:
+def session_labels(records: list[Record]) -> list[str]:
     """The unique tags; for sessions without one, and renamed ones, the names of their folders."""
     tags = [record.tag if NAME.fullmatch(record.path.name) else "" for record in records]
     paths = [str(record.path) for record in records]
@@ -183,7 +185,7 @@ def _side_by_side(labels: list[str], columns: list[Column]) -> str:
 
 def _tell_scores(records: list[Record]) -> None:
     """Prints which sessions have which score, if they differ: such scores can't be compared."""
-    labels = zip(records, _labels(records), strict=True)
+    labels = zip(records, session_labels(records), strict=True)
     named = [(score, label) for record, label in labels if (score := score_of(record))]
     of_score = {score: [label for other, label in named if other == score] for score, _ in named}
     if len(of_score) > 1:
@@ -202,7 +204,7 @@ def read_curves(records: list[Record], names: list[str] | None) -> dict[str, dic
     scores = [record.score_name for record in records if record.score_name]
     wanted = list(dict.fromkeys(names or ["train/loss", *scores]))
     files = [MetricsReader(record.path / "metrics.csv") for record in records]
-    read = dict(zip(_labels(records), (file.curves(wanted) for file in files), strict=True))
+    read = dict(zip(session_labels(records), (file.curves(wanted) for file in files), strict=True))
     logged = list(dict.fromkeys(name for file in files for name in file.names))
     drawn = {
         name: {

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,19 @@ _DESCRIPTION = """Starts TensorBoard for the sessions of folders, or for some se
 called by tag and time there: of a folder's whole name its lists show only the beginning. Those that
 begin later are not shown; `tensorboard --logdir FOLDER` finds them, by the folders' names."""
 _LONGEST = 2**17  # bytes of a word of a command line, in Linux
+# Training and validation are in one chart there only. As two runs of a session, which TIME SERIES
+# would draw together, they had unrelated colours, and three lines in each list.
+_TAB = "#custom_scalars"
+_OPEN = """
+import socket, sys, time, webbrowser
+for _ in range(100):
+    try:
+        socket.create_connection(("localhost", int(sys.argv[2])), 1).close()
+        break
+    except OSError:
+        time.sleep(0.3)
+webbrowser.open(sys.argv[1])
+"""
 _SPECIAL = re.compile(r"[,:]")  # take the list of TensorBoard's option apart
 
 
@@ -23,6 +37,8 @@ def look(argv: list[str]) -> int:
     parser.add_argument("folders", nargs="*", default=["experiments"], metavar="FOLDER")
     parser.add_argument("--tag", default="", metavar="TEXT", help="only those with TEXT in the tag")
     parser.add_argument("--port", type=int, default=6006, help="of this machine (default: 6006)")
+    where = "opens it in the browser of this machine, at the curves"
+    parser.add_argument("--open", action="store_true", help=where)
     options = parser.parse_args(argv)
     try:
         paths = [path for folder in options.folders for path in find_sessions(Path(folder))]
@@ -41,8 +57,11 @@ def look(argv: list[str]) -> int:
             f"{len(names)} sessions are too many for one command: choose some by `--tag`, or call "
             "`tensorboard --logdir FOLDER`"
         )
+    print(f"Training and validation in one chart: {url}{_TAB}", flush=True)
     print(f"All numbers: {url}#timeseries", flush=True)
-    print(f"Training and validation in one chart: {url}#custom_scalars", flush=True)
+    if options.open:
+        words = [sys.executable, "-c", _OPEN, f"{url}{_TAB}", str(options.port)]
+        subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir_spec", spec]
     os.execv(sys.executable, [*command, "--port", str(options.port)])
 

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from lightning_trainer.commands.options import CommandParser
 from lightning_trainer.session.folder import check_tag
+from lightning_trainer.session.program import is_our_script, printed_command, recorded_command
 
-_DESCRIPTION = """Makes projects/NAME and configs/NAME.yaml, which train at once on made-up data.
-Each hook is explained where it stands."""
+_DESCRIPTION = """Makes a package NAME and configs/NAME.yaml in the current folder, which train at
+once on made-up data. Each hook is explained where it stands. The package lies in projects/ where
+there is such a folder or a cli.py, else below src/ where there is one (in the package there, if it
+is the only one), else beside configs/."""
 
 
 def new(argv: list[str]) -> int:
@@ -19,11 +22,12 @@ def new(argv: list[str]) -> int:
     parser = CommandParser("new", description=_DESCRIPTION)
     parser.add_argument("name", metavar="NAME", help="name of the project, e.g. segmentation")
     name = parser.parse_args(argv).name
-    files = project_files(name)
+    folder = package_folder(name)
+    files = project_files(name, folder)
     try:
         check_name(name)
-        _check_place(name)
-        Path("projects", name).mkdir(parents=True)
+        _check_absent(*files)
+        folder.mkdir(parents=True)
         Path("configs").mkdir(exist_ok=True)
         for path, text in files.items():
             path.write_text(text, encoding="utf-8")
@@ -31,7 +35,7 @@ def new(argv: list[str]) -> int:
         parser.error(str(ex))
     except OSError as ex:
         parser.error(f"{ex.filename} can't be made: {ex.strerror}")
-    print(_fill("next", name), end="")
+    print(_fill("next", name, folder, printed_command()), end="")
     return 0
 
 
@@ -51,25 +55,43 @@ def check_name(name: str) -> None:
         )
 
 
-def _check_place(name: str) -> None:
-    if not Path("cli.py").is_file():
-        raise ValueError(f"{Path.cwd()} has no cli.py: go to the folder that has, and try again")
-    for path in (Path("projects", name), Path("configs", f"{name}.yaml")):
+def _check_absent(package: Path, *others: Path) -> None:
+    for path in (package.parent, others[-1]):
         if path.exists():
             raise ValueError(f"{path} exists: nothing was changed. Give another name, or remove it")
 
 
-def project_files(name: str) -> dict[Path, str]:
+def package_folder(name: str) -> Path:
+    """Where the package of a new project goes, seen from the current folder.
+
+    A repository of one's own mostly has one package below src/; then the project is a part of it.
+    """
+    if Path("projects").is_dir() or is_our_script(Path("cli.py")):
+        return Path("projects", name)
+    if not Path("src").is_dir():
+        return Path(name)
+    packages = [path.parent for path in Path("src").glob("*/__init__.py")]
+    return (packages[0] if len(packages) == 1 else Path("src")) / name
+
+
+def project_files(name: str, folder: Path) -> dict[Path, str]:
     """The files of a new project, from the package's templates: text by path."""
     files = ("__init__.py", "data.py", "module.py")
-    paths = {file: Path("projects", name, file) for file in files}
+    paths = {file: folder / file for file in files}
     paths["config.yaml"] = Path("configs", f"{name}.yaml")
-    return {path: _fill(template, name) for template, path in paths.items()}
+    return {path: _fill(file, name, folder, recorded_command()) for file, path in paths.items()}
 
 
-def _fill(template: str, name: str) -> str:
-    """A template's text, with the project's name in place of NAME and CLASS."""
+def _fill(template: str, name: str, folder: Path, command: str) -> str:
+    """A template's text, with what the words in capitals stand for."""
+    words = {
+        "NAME": name,
+        "CLASS": "".join(word[:1].upper() + word[1:] for word in name.split("_")),
+        "PACKAGE": ".".join(part for part in folder.parts if part != "src"),
+        "FOLDER": folder.as_posix(),
+        "HERE": str(Path.cwd()),
+        "COMMAND": command,
+    }
     templates = resources.files("lightning_trainer.commands") / "templates"
-    class_name = "".join(word[:1].upper() + word[1:] for word in name.split("_"))
     text = (templates / f"{template}.txt").read_text(encoding="utf-8")
-    return re.sub("CLASS|NAME", lambda match: class_name if match[0] == "CLASS" else name, text)
+    return re.sub("|".join(words), lambda match: words[match[0]], text)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+from lightning_trainer.session.program import printed_command
+
 _UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)")
 
 
@@ -45,7 +47,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, command: str = "", **kwargs: Any) -> None:
         # No abbreviations: each new option could change their meaning.
-        super().__init__(prog=f"python cli.py {command}".strip(), allow_abbrev=False, **kwargs)
+        super().__init__(prog=printed_command(*command.split()), allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Prints one message with near names and where to read more; exits with code 2."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
 
+from lightning_trainer.session.program import printed_command
+
 _OF_LIGHTNING = "start.cli:run_trainer"
 
 
@@ -14,11 +16,17 @@ class Command:
 
     summary: str  # its description, one sentence
     place: str = _OF_LIGHTNING  # its function, as module:function
+    trains: bool = False  # whether it makes a project's objects, as Lightning's commands do
 
     @property
     def is_lightnings(self) -> bool:
         """Whether Lightning's trainer has a method of that name."""
         return self.place == _OF_LIGHTNING
+
+    @property
+    def imports_project(self) -> bool:
+        """Whether it needs the classes of a project, and with them torch."""
+        return self.is_lightnings or self.trains
 
     def load(self) -> Callable[..., Any]:
         function: Callable[..., Any] = resolve_name(f"lightning_trainer.{self.place}")
@@ -31,10 +39,17 @@ COMMANDS = {
     "test": Command("Scores a session's best checkpoint on the test data."),
     "predict": Command("Writes the outputs of a session's best checkpoint to a table."),
     "check": Command(
-        "Finds well-known silent mistakes before a training.", "start.check_command:check"
+        "Finds well-known silent mistakes before a training.", "start.check_command:check", True
     ),
-    "verify": Command("Proves that restarts of a project are exact.", "verify.command:verify"),
-    "export": Command("Writes a session's weights alone.", "start.export_command:export"),
+    "verify": Command(
+        "Proves that restarts of a project are exact.", "verify.command:verify", True
+    ),
+    "export": Command("Writes a session's weights alone.", "start.export_command:export", True),
+    "schema": Command(
+        "Writes what an editor checks and completes a config with.",
+        "start.schema_command:schema",
+        True,
+    ),
     "new": Command("Starts a project that trains at once.", "commands.new:new"),
     "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
     "look": Command("Starts TensorBoard, with sessions called by tag.", "commands.look:look"),
@@ -42,6 +57,8 @@ COMMANDS = {
     "compare": Command(
         "Shows what differs between sessions, and draws their curves.", "commands.compare:compare"
     ),
+    "report": Command("Writes one page on sessions, to read or to send.", "commands.report:report"),
+    "completion": Command("Lets a shell complete command lines.", "commands.completion:completion"),
 }
 
 # `fit` with the option `--seeds`.
@@ -61,12 +78,15 @@ Trains, tests and applies a project's model. Each run has a session folder.
     export experiments/session_...               its weights alone; --onnx: the model as well
     check --config configs/digits.yaml           finds well-known silent mistakes beforehand
     verify --config configs/digits.yaml          proves that restarts of this project are exact
+    schema --config configs/digits.yaml          lets editors check and complete that file
     new NAME                                     starts a project that trains at once
     sessions                                     a table of all sessions
     sessions --over seed_everything              a row for each setting: mean and spread over seeds
     compare SESSION SESSION ...                  what differs, and their curves in one picture
+    report SESSION ...                           one HTML page on them, to read or to send
     look                                         TensorBoard, with sessions called by their tags
     prune                                        what could be deleted; --yes deletes it
+    completion bash                              lets a shell complete all this; also zsh, fish
 
 Any key of a config file is an option as well and wins over the file:
 
@@ -74,3 +94,8 @@ Any key of a config file is an option as well and wins over the file:
 
 All options of a command: python cli.py COMMAND --help
 """
+
+
+def help_text() -> str:
+    """The help of the program, with the words that start it."""
+    return HELP.replace("python cli.py", printed_command())

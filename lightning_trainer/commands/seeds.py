@@ -1,7 +1,6 @@
 """Trains with one seed after the other: python cli.py fit --config X --seeds 0,1,2."""
 
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +11,9 @@ from typing import Any
 
 from lightning_trainer.commands.options import CommandLine, CommandParser
 from lightning_trainer.commands.sessions import find_sessions
-from lightning_trainer.session.environment import program, shown_command
+from lightning_trainer.session.environment import shown_command
 from lightning_trainer.session.notices import Wishes
+from lightning_trainer.session.program import printed_command, program
 from lightning_trainer.session.record import FINISHED, RUNNING, Record
 from lightning_trainer.session.settings import flatten, load_yaml, read_yaml
 
@@ -50,7 +50,7 @@ def fit_seeds(argv: Sequence[str]) -> int:
         goes_on = before and (before.path / "checkpoints" / "last.ckpt").exists()
         if before and goes_on:
             command = ["fit", "--ckpt_path", str(before.path)]
-        print(f"Seed {seed}: {shlex.join(['python', *program(), *command])}", flush=True)
+        print(f"Seed {seed}: {printed_command(*command)}", flush=True)
         code = with_signals.run([sys.executable, *program(), *command, *wishes.options()])
         worst = worst or code
         if code > 128 or code < 0:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lightning_trainer.commands.columns import shown_number
 from lightning_trainer.commands.groups import Group
+from lightning_trainer.session.extras import install_command
 
 _FEWEST = 3  # runs of a group: of two, the spread itself is hardly known
 _LEVEL = 0.05
@@ -58,7 +59,7 @@ def _compare(best: Group, other: Group, n_pairs: int) -> str:
     try:
         from scipy.stats import ttest_ind  # takes a second
     except ImportError:
-        return 'not tested: `pip install "lightning_trainer[stats]"`'
+        return f"not tested: {install_command('stats')}"
     p = min(float(ttest_ind(a, b, equal_var=False).pvalue) * n_pairs, 1.0)
     told = "differs by more than the spread" if p < _LEVEL else "no more than the spread"
     return f"p = {p:.2g} (n = {len(a)} and {len(b)}): {told}"

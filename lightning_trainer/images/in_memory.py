@@ -1,6 +1,8 @@
 """All images of a folder in memory: decoded once, and read from one file at the next start."""
 
+import functools
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_trainer.images.pixel_file import PixelFile, describe_files
+from lightning_trainer.session.extras import install_command
 
 _WORTH_S = 1.0  # what is decoded sooner is not kept
 _BATCH_BYTES = 2**20  # workers hold two each in shared memory, of which a container may have 64 MB
@@ -33,6 +36,7 @@ def read_images(folder: str | os.PathLike[str], size: int) -> tuple[Tensor, Tens
         OSError: If a file can't be read as an image; the message names it.
         ModuleNotFoundError: If torchvision is not installed.
     """
+    _require_torchvision()
     import torchvision
     from torchvision.datasets import ImageFolder
 
@@ -89,7 +93,9 @@ def read_image(path: str) -> Tensor:
 
     Raises:
         OSError: If it can't be read; the message names the file.
+        ModuleNotFoundError: If torchvision is not installed.
     """
+    _require_torchvision()
     from torchvision.io import ImageReadMode, decode_image
 
     try:
@@ -113,6 +119,12 @@ def _read_by_pil(path: str) -> Tensor:
     except (OSError, SyntaxError) as ex:  # the latter of a damaged PNG
         raise OSError(f"{path} can't be read as an image ({ex}): replace it or remove it") from ex
     return tensor
+
+
+@functools.cache
+def _require_torchvision() -> None:
+    if not find_spec("torchvision"):
+        raise ModuleNotFoundError(f"images are read by torchvision: {install_command('images')}")
 
 
 def _tell(line: str) -> None:

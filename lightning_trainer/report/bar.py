@@ -1,17 +1,16 @@
 """EvaluationBar: a progress bar for validation, test and prediction."""
 
-import os
-import sys
 from typing import Any
 
 import lightning.pytorch as pl
 from tqdm import tqdm
 
 from lightning_trainer.run.state import RunCallback
+from lightning_trainer.session.terminal import can_redraw
 
 
 class EvaluationBar(RunCallback):
-    """A bar over the batches of an evaluation, on a terminal only.
+    """A bar over the batches of an evaluation, where a row can be drawn again.
 
     Lightning's own bars also count the training's batches, at a cost for each of them.
     """
@@ -46,6 +45,5 @@ class EvaluationBar(RunCallback):
     on_exception = on_validation_epoch_end
 
     def _start(self, trainer: pl.Trainer, n_batches: list[int | float]) -> None:
-        can_draw = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        if trainer.is_global_zero and can_draw and not trainer.progress_bar_callback:
+        if trainer.is_global_zero and can_redraw() and not trainer.progress_bar_callback:
             self._bar = tqdm(total=sum(n_batches), dynamic_ncols=True)

@@ -14,6 +14,7 @@ from lightning_trainer.base.results import in_training
 from lightning_trainer.checkpoints.finite import check_line
 from lightning_trainer.internals import is_compiled
 from lightning_trainer.report.clock import DeviceClock
+from lightning_trainer.report.first_guess import guess_validation_s
 from lightning_trainer.report.gathering import of_all_processes, slow_process
 from lightning_trainer.report.log_line import format_line
 from lightning_trainer.report.loggers import log_to_all
@@ -217,11 +218,13 @@ class PrintProgress(RunCallback):
         run = self.run
         n_left = run.n_iterations - run.iteration
         iteration_s = sum(self._recent_iterations_s) / len(self._recent_iterations_s)
-        evaluation_s = run.times.recent_validation_s + run.times.recent_checkpoint_s
-        if not evaluation_s or not math.isfinite(n_left):
-            return n_left * iteration_s
-        n_validations = validations_left(trainer, run)
-        return n_left * iteration_s + n_validations * evaluation_s
+        if not math.isfinite(n_left):
+            return n_left
+        validation_s = run.times.recent_validation_s or guess_validation_s(
+            trainer, run, iteration_s
+        )
+        evaluation_s = validation_s + run.times.recent_checkpoint_s
+        return n_left * iteration_s + validations_left(trainer, run) * evaluation_s
 
     def _log(self, trainer: pl.Trainer, line: Progress) -> None:
         metrics = {

@@ -115,6 +115,8 @@ class RecordRun(RunCallback):
             record.used = {**run.used}
             if math.isfinite(run.n_iterations):
                 record.n_iterations = int(run.n_iterations)
+            if math.isfinite(batches := trainer.num_training_batches):
+                record.epoch_iterations = math.ceil(batches / trainer.accumulate_grad_batches)
             if best := run.best:
                 name, mode, score, iteration = best.name, best.mode, best.score, best.iteration
                 record.score = {"name": name, "mode": mode, "best": score, "iteration": iteration}

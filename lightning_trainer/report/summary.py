@@ -1,7 +1,11 @@
 """Summarise: the words at the start and at the end of a run."""
 
+import json
+import re
 import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -89,16 +93,25 @@ class Summarise(RunCallback):
         if self.run.used:
             lines.append(("Memory", describe_use(self.run.used)))
         lines.append(("Folder", session.path))
+        lines += self._ways_on(trainer)
+        lines.append(("To look", look_command(session.path.parent)))
+        return lines
+
+    def _ways_on(self, trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
+        """What to type next: commands, or calls where Python has called for the run."""
+        session, is_called = self.run.session, self.run.is_called
         if session.last_checkpoint.exists():
             limit = "max_epochs" if trainer.max_steps < 0 else "max_steps"
             done = trainer.global_step >= trainer.estimated_stepping_batches
             more = f" --trainer.{limit} N" if done and self.run.complete else ""
             more += options_to_go_on(trainer)
-            lines.append(("To go on", go_on_command("fit", session.path) + more))
+            command = go_on_command("fit", session.path) + more
+            yield "To go on", _as_call(session.path, more) if is_called else command
         if session.best_checkpoint.exists():
-            lines.append(("To test", go_on_command("test", session.path)))
-        lines.append(("To look", look_command(session.path.parent)))
-        return lines
+            if is_called:
+                yield "To use", f"load({json.dumps(str(session.path))}).module"
+            if type(trainer.lightning_module).__module__ != "__main__":
+                yield "To test", go_on_command("test", session.path)
 
 
 def signal_of(exception: BaseException) -> str:
@@ -110,6 +123,13 @@ def signal_of(exception: BaseException) -> str:
     code = exception.code if isinstance(exception, SystemExit) else None
     names = {128 + number: number.name for number in signal.Signals}
     return names.get(code, "") if isinstance(code, int) else ""
+
+
+def _as_call(folder: Path, options: str) -> str:
+    """What goes on in Python; `options` are those of the command line."""
+    given = [f'"{name}": {value}' for name, value in re.findall(r"--trainer\.(\w+) (\S+)", options)]
+    more = f", trainer={{{', '.join(given)}}}" if given else ""
+    return f"fit(ckpt_path={json.dumps(str(folder))}{more})"
 
 
 def _shares(times: RunTimes) -> str:

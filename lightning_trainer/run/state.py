@@ -143,6 +143,7 @@ class RunState:
 
     # start/cli.py, before the run
     notifier: Notifier | None = None  # where the command line asks for messages
+    is_called: bool = False  # whether Python has called for the run, and no command line
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done
@@ -172,6 +173,9 @@ class RunState:
     # PrintProgress
     line: Progress | None = None  # the newest log line
     times: RunTimes = field(default_factory=RunTimes)
+
+    # GuessValidation
+    guessed_batch_s: float = 0.0  # of a validation, by the sanity check; 0 without one
 
     # MeasureUse
     used: Mapping[str, float] = field(default_factory=dict)  # memory_gb, gpu_percent, ...

@@ -11,6 +11,7 @@ import yaml
 from lightning_trainer.session.door import read_bounded, write_anew
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.place import HeldFolder
+from lightning_trainer.session.program import recorded_command
 from lightning_trainer.session.secrets import hide
 from lightning_trainer.session.settings import differences, read_yaml, replace_text
 
@@ -79,7 +80,7 @@ class DescribedFolder:
             before: Those of the run so far, where a file that was edited by hand lacks them.
             secrets: Texts that a person may have put into the file, and that are hidden.
         """
-        head = f"# python cli.py fit --config {self.config.name}\n"
+        head = f"# {recorded_command('fit', '--config', self.config.name)}\n"
         text = f"{head}{settings}"
         earlier = [f"{head}{before}"] if before else []
         if self.config.exists():

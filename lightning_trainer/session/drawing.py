@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from lightning_trainer.session.door import without_link
 from lightning_trainer.session.metrics_csv import Curve, MetricsReader
+from lightning_trainer.session.shown_curve import is_wide
 
 Array = NDArray[Any]
 
@@ -35,7 +36,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FEW_POINTS = 30  # get markers
 _FEW_CURVES = 4  # have their legend above the diagrams
 _MOST_IN_A_ROW = 3  # diagrams
-_WIDE = 30  # a loss whose highest value is so many times its lowest has a logarithmic axis
 
 Placed = tuple[Sequence[float], list[float]]  # iterations, maybe between two, and values
 Spread = tuple[Sequence[float], Sequence[float]]  # the lower and the upper edge of a band
@@ -72,7 +72,7 @@ def draw_curves(
         mode = (modes or {}).get(name)
         axes = figure.add_subplot(n_rows, n_columns, n, sharex=figure.axes[0] if n > 1 else None)
         _label(axes, name + _BETTER.get(mode or "", ""))
-        if mode != "max" and _is_wide(curves):
+        if mode != "max" and is_wide(values for _, values in curves.values()):
             axes.set_yscale("log")
         lines |= _draw_number(axes, name, curves, labels, smooth, (spreads or {}).get(name) or {})
         if marks and name in marks:
@@ -108,12 +108,6 @@ def _placed(curve: Curve, name: str, label: str) -> Placed:
     if not (name.startswith("train/") or label == "train"):
         return curve
     return [(a + b) / 2 for a, b in zip([0, *iterations], iterations, strict=False)], values
-
-
-def _is_wide(curves: Mapping[str, Curve]) -> bool:
-    """Whether a logarithmic axis shows more of these curves."""
-    values = [v for _, curve in curves.values() for v in curve if math.isfinite(v)]
-    return bool(values) and min(values) > 0 and max(values) > _WIDE * min(values)
 
 
 def _draw_curve(axes: Axes, curve: Placed, smooth: float, n: int) -> Line2D:

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_trainer.session.program import code_folder, recorded_command
 from lightning_trainer.session.run_record import now
 from lightning_trainer.session.secrets import hide, hide_in_command, hider_of
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
-_MODULE = Path(__file__).parents[1] / "__main__.py"
 _DRIVER = Path("/sys/module/nvidia/version")
 _JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 # The patch has this many untracked files at most, each up to this size: larger ones are data.
@@ -78,13 +77,7 @@ def job_id() -> str | None:
 
 def shown_command(argv: Sequence[str], secrets: Sequence[str] = ()) -> str:
     """The typed command line, with *** in place of secrets."""
-    return shlex.join(["python", *program(), *hide_in_command(argv, secrets)])
-
-
-def program() -> list[str]:
-    """The words after `python` on the typed command line: the script, or `-m lightning_trainer`."""
-    is_module = Path(sys.argv[0]).absolute() == _MODULE
-    return ["-m", _MODULE.parent.name] if is_module else [sys.argv[0]]
+    return recorded_command(*hide_in_command(argv, secrets))
 
 
 def describe_environment(command: str, n_processes: int, sessions: Path) -> dict[str, Any]:
@@ -172,7 +165,7 @@ def _kind(file: str) -> Literal["text", "code", "settings"]:
 
 def _repository() -> str:
     """The top of the git repository of the started script; empty outside of a repository."""
-    return _top(Path(program()[-1]).absolute().parent)
+    return _top(code_folder().absolute())
 
 
 @functools.cache

@@ -5,14 +5,13 @@ import itertools
 import math
 import os
 import re
-import shlex
 import socket
 from datetime import datetime
 from pathlib import Path
 
 from lightning_trainer.session.checkpoint_header import find_fault, reach
 from lightning_trainer.session.described import DescribedFolder
-from lightning_trainer.session.environment import program
+from lightning_trainer.session.program import printed_command
 from lightning_trainer.session.settings import read_yaml
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,=+@-]{0,99}")
@@ -140,18 +139,12 @@ def check_tag(tag: str | None) -> None:
 
 def go_on_command(command: str, path: Path) -> str:
     """The command line that runs `command` (fit, test, ...) on a session folder."""
-    return _command_line(command, "--ckpt_path", str(path))
+    return printed_command(command, "--ckpt_path", str(path))
 
 
 def look_command(folder: Path) -> str:
     """The command line that shows the sessions of a folder in TensorBoard."""
-    return _command_line("look", str(folder))
-
-
-def _command_line(*words: str) -> str:
-    *module, script = program()
-    script = script if module else os.path.relpath(script)
-    return shlex.join(["python", *module, script, *words])
+    return printed_command("look", str(folder))
 
 
 def _is_of_session(folder: Path) -> bool:

@@ -20,6 +20,11 @@ NAME = re.compile(r"session_(?P<machine>.+?)_(?P<started>\d{4}(_\d\d){5})_(?P<ta
 @contextlib.contextmanager
 def guarded_imports() -> Iterator[None]:
     """Within it, no module is imported that lies in a session folder."""
+    for guard in _guards():  # of a run within which another one runs: two would ask each other
+        before = guard.refusal
+        yield
+        guard.refusal = before
+        return
     guard = _Guard()
     sys.meta_path.insert(0, guard)
     try:
@@ -28,21 +33,49 @@ def guarded_imports() -> Iterator[None]:
         sys.meta_path.remove(guard)
 
 
+def add_current_folder() -> None:
+    """Lets modules of the current folder and its src/ be found, after all others.
+
+    Python does so by itself for a script that lies there, and for `-m`, but not for an installed
+    command. They come last: a file of yours that is called as a package hides none.
+    """
+    with contextlib.suppress(OSError):  # the folder has been deleted
+        for path in (os.getcwd(), os.path.abspath("src")):
+            if path not in sys.path and os.path.isdir(path):
+                sys.path.append(path)
+
+
+def namesake(class_path: str) -> str:
+    """What to say where a class comes from elsewhere, though the current folder has its package."""
+    root = class_path.partition(".")[0]
+    if (module := sys.modules.get(root)) is None:
+        return ""
+    found = [os.path.realpath(path) for path in getattr(module, "__path__", [])]
+    found = found or [os.path.realpath(getattr(module, "__file__", None) or ".")]
+    for path in (f"{root}/__init__.py", f"src/{root}/__init__.py", f"{root}.py", f"src/{root}.py"):
+        own = os.path.realpath(path).removesuffix(f"{os.sep}__init__.py")
+        if os.path.isfile(path) and own not in found:
+            return f"`{root}` is {found[0]}, not {own}: uninstall the one, or rename the other"
+    return ""
+
+
 def distrust(folder: Path) -> None:
     """Takes a session folder for one, whatever it is called and holds, or a lone checkpoint.
 
     So it does with the folder around it, which may have come with it, unless the project lies there
     too: the program, the working folder, or a folder of the search path.
     """
-    for guard in sys.meta_path:
-        if isinstance(guard, _Guard):
-            guard.add(os.path.abspath(folder))
+    for guard in _guards():
+        guard.add(os.path.abspath(folder))
 
 
 def refused_import() -> str:
     """Why a module was not imported; empty if none was refused. Other errors may have hidden it."""
-    guards = [guard for guard in sys.meta_path if isinstance(guard, _Guard)]
-    return guards[0].refusal if guards else ""
+    return next((guard.refusal for guard in _guards()), "")
+
+
+def _guards() -> list["_Guard"]:
+    return [finder for finder in sys.meta_path if isinstance(finder, _Guard)]
 
 
 class _Guard:

@@ -36,12 +36,12 @@ class MetricsReader:
 
     @property
     def names(self) -> list[str]:
-        return next(self._lines(), [])[1:]
+        return next(self.lines(), [])[1:]
 
     @property
     def has_columns(self) -> bool:
         """Whether the first line is one of columns: without it no row can be read."""
-        return next(self._lines(), None) is not None
+        return next(self.lines(), None) is not None
 
     @property
     def n_bytes(self) -> int:
@@ -52,7 +52,7 @@ class MetricsReader:
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Each undamaged row, as texts by column name."""
-        lines = self._lines()
+        lines = self.lines()
         columns = next(lines, [])
         for fields in lines:
             yield dict(zip(columns, fields, strict=True))
@@ -67,7 +67,7 @@ class MetricsReader:
 
     def newest(self, name: str) -> tuple[int | None, float | None]:
         """The highest step, and the newest value of a name; reads only the end of the file."""
-        lines = self._lines(only_tail=True)
+        lines = self.lines(only_tail=True)
         columns = next(lines, [])
         step = value = None
         for fields in lines:
@@ -88,7 +88,7 @@ class MetricsReader:
                     values.append(number)
         return curves
 
-    def _lines(self, only_tail: bool = False) -> Iterator[list[str]]:
+    def lines(self, only_tail: bool = False) -> Iterator[list[str]]:
         """The columns, then the fields of each undamaged row, or only of the last ones."""
         with contextlib.suppress(self._ignored), open_file(self.path) as file:
             columns = _split(file.readline(_LONGEST))

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
+from lightning_trainer.session.extras import install_command
+
 _TIMEOUT_S = 30.0  # for one message
 _LAST_S = 10.0  # that the end of a run waits for its messages
 _SPACING_S = 60.0  # between two messages on a new best score
@@ -62,7 +64,7 @@ class Wishes:
             found[name].append(value if equals else words.pop(0))
         urls = tuple(found["--notify"])
         if urls and not find_spec("apprise"):
-            raise ValueError('`--notify` needs apprise: `pip install "lightning_trainer[notify]"`')
+            raise ValueError(f"`--notify` needs apprise: {install_command('notify')}")
         return cls(urls, (found["--on_event"] or [""])[-1]), others
 
     def options(self) -> list[str]:

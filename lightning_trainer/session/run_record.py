@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,8 @@ _MOST_BYTES = 2**20  # a larger file is damaged
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("version", "iteration", "pid"), (int,)),
     **dict.fromkeys(("command", "state", "reason", "by", "started", "updated", "host"), (str,)),
-    **{"n_iterations": (int, type(None)), "score": (dict, type(None)), "times": (dict,)},
+    **dict.fromkeys(("n_iterations", "epoch_iterations"), (int, type(None))),
+    **{"score": (dict, type(None)), "times": (dict,)},
     **dict.fromkeys(("used", "facts"), (dict, type(None))),
 }
 
@@ -42,6 +43,7 @@ class RunRecord:
     by: str = ""  # who ended it, e.g. "signal", "process 1 on node1" or a callback's name
     iteration: int = 0  # iterations done
     n_iterations: int | None = None  # iterations of the whole run; None if something else ends it
+    epoch_iterations: int | None = None  # iterations of an epoch; None if it has no end
     score: dict[str, Any] | None = None  # name, mode ("max" or "min"), best, its iteration
     times: dict[str, Any] = field(default_factory=dict)  # the fields of `RunTimes`
     used: dict[str, Any] | None = None  # memory_gb, gpu_memory_gb, gpu_percent, gpu_kwh
@@ -53,7 +55,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         self.updated = now()
-        replace_text(folder / _NAME, json.dumps(asdict(self), indent=2) + "\n")
+        replace_text(folder / _NAME, json.dumps(vars(self), indent=2) + "\n")
 
     def end(
         self, state: Literal["finished", "interrupted", "failed"], reason: str, by: str

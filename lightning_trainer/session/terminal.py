@@ -1,7 +1,7 @@
 """Copies all terminal output of a run into a file, even of a run that is killed.
 
     print, warning, traceback, C code, worker, child
-        -> file descriptors 1 and 2
+        -> file descriptors 1 and 2 (where Python prints past them, a pipe besides: tee.py)
         -> a pty where there was a terminal, a pipe elsewhere
         -> helper process -> the terminal (bytes unchanged)
                           -> the file (bars as their last frame, no colours)
@@ -23,10 +23,12 @@ import sys
 import termios
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from lightning_trainer.session import log_helper
 from lightning_trainer.session.door import open_own
 from lightning_trainer.session.log_helper import LogCopier, copy_size
+from lightning_trainer.session.tee import is_past_descriptors, tee_streams
 
 PATIENCE_S = 3.0
 _WAKE_MS = 1000
@@ -47,6 +49,7 @@ class TerminalLog:
         self._guard: threading.Thread | None = None
         self._originals: dict[int, int] = {}
         self._line_buffering: list[tuple[io.TextIOWrapper, bool]] = []
+        self._put_back: Callable[[], None] | None = None
 
     def __enter__(self) -> TerminalLog:
         self.start()
@@ -89,6 +92,8 @@ class TerminalLog:
             return
         atexit.unregister(self.stop)
         _flush()
+        if self._put_back:
+            self._put_back()
         originals, self._originals = self._originals, {}  # so that the guard expects the end
         for fd, original in originals.items():
             os.dup2(original, fd)
@@ -105,7 +110,9 @@ class TerminalLog:
         # The helper sees the end of the data only when all others have closed the writer.
         with contextlib.ExitStack() as writers:
             ends = {fd: _open_ends(fd, stack, writers) for fd in channels}
-            routes = {reader: self._originals[fd] for fd, (reader, _) in ends.items()}
+            past = [n for n in ("stdout", "stderr") if is_past_descriptors(getattr(sys, n))]
+            routes = self._tee(past, stack) if past else {}
+            routes |= {reader: self._originals[fd] for fd, (reader, _) in ends.items()}
             copier = LogCopier(self.path, log, routes, self._known)
             copier.prepare()  # later there may be no free descriptors
             self._helper = helper = _start_helper(copier, stack)
@@ -119,6 +126,22 @@ class TerminalLog:
             if isinstance(stream, io.TextIOWrapper) and not stream.closed:
                 self._line_buffering.append((stream, stream.line_buffering))
                 stream.reconfigure(line_buffering=True)
+
+    def _tee(self, names: list[str], stack: contextlib.ExitStack) -> dict[int, int]:
+        """Opens a pipe for streams that reach their readers by themselves; returns its route."""
+        reader, writer = os.pipe()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for end in (reader, nowhere):
+            stack.callback(os.close, end)
+        put_back = tee_streams(names, writer)
+
+        def stop() -> None:
+            put_back()
+            os.close(writer)
+            self._put_back = None
+
+        self._put_back = stop
+        return {reader: nowhere}
 
     def _watch_over(
         self, helper: subprocess.Popen[bytes], copier: LogCopier, stack: contextlib.ExitStack
@@ -148,6 +171,15 @@ def keep_log(path: str | os.PathLike[str], known: bytes = b"") -> Callable[[], N
     except (OSError, RuntimeError) as ex:
         print(f"{path} is not written, the run goes on without it: {ex}", file=sys.stderr)
     return log.stop
+
+
+def can_redraw() -> bool:
+    """Whether stderr shows a row that is drawn again as one: on most terminals, in notebooks."""
+    ipython: Any = sys.modules.get("IPython")
+    if ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None:
+        return True
+    is_plain = os.environ.get("TERM", "dumb") in ("dumb", "") or os.environ.get("CI") == "true"
+    return sys.stderr is not None and sys.stderr.isatty() and not is_plain
 
 
 def _flush() -> None:

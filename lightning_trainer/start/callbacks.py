@@ -18,11 +18,13 @@ from lightning_trainer.checkpoints.trainable import KeepTrainable
 from lightning_trainer.report.bar import EvaluationBar
 from lightning_trainer.report.curves import DrawCurves
 from lightning_trainer.report.evaluation import ReportEvaluation
+from lightning_trainer.report.first_guess import GuessValidation
 from lightning_trainer.report.hyperparameters import LogHyperParameters
 from lightning_trainer.report.notify import TellOfBest
 from lightning_trainer.report.outputs import WritePredictions
 from lightning_trainer.report.progress import PrintProgress
 from lightning_trainer.report.recording import RecordRun
+from lightning_trainer.report.starting import TellOfStart
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.report.usage import MeasureUse
 from lightning_trainer.report.visualise import CallVisualise
@@ -66,9 +68,11 @@ def _before_added(run: RunState) -> list[Callback]:
         GoOnAfterEarlyStopping(run),  # before the first validation: any place would do
         WarnOfInexactRestart(run),  # before the first line of the run that goes on
         NameWaitingMetrics(run),  # watches one batch: any place would do
+        GuessValidation(run),  # before others take the time of a batch of the sanity check
         PrintProgress(run),  # ends the step's time before others take theirs
         GuardAgainstNonFinite(run),  # before a useless validation
         ReportEvaluation(run),  # finds the best score before others use it
+        TellOfStart(run),  # sees the first hook of a step: any place would do
         EvaluationBar(run),  # below the title that ReportEvaluation prints
         CallVisualise(run),  # after the time of the step is taken
         *([SaveEnd(run)] if run.saves else []),  # before a project's callback changes the weights

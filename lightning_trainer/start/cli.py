@@ -28,15 +28,12 @@ from lightning_trainer.session.run_record import note_failure
 from lightning_trainer.session.secret_forms import known_forms
 from lightning_trainer.session.secrets import secret_texts
 from lightning_trainer.session.settings import dump_settings, read_settings
+from lightning_trainer.session.slow_start import begin_step, watch_start
 from lightning_trainer.session.terminal import keep_log
 from lightning_trainer.start.defaults import config_texts, hyper_parameters, left_out, storable
-from lightning_trainer.start.failure import (
-    FILE_NAME,
-    end_at_once,
-    has_lost_contact,
-    report_failure,
-)
+from lightning_trainer.start.failure import FILE_NAME, end_at_once, failure_text, has_lost_contact
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
+from lightning_trainer.start.given_back import hide_absent_gpus, keep_process
 from lightning_trainer.start.launch import random_seed
 from lightning_trainer.start.notifying import begin_notifying, take_wishes
 from lightning_trainer.start.opening import Request, announce, open_folder, record, restart_of_job
@@ -48,13 +45,7 @@ from lightning_trainer.start.parser import (
 )
 from lightning_trainer.start.quiet import quiet
 from lightning_trainer.start.setting_checks import check_settings
-from lightning_trainer.start.trainer import (
-    DEFAULTS,
-    hide_absent_gpus,
-    keep_torchs_settings,
-    run_state,
-    trainer_arguments,
-)
+from lightning_trainer.start.trainer import DEFAULTS, keep_profile, run_state, trainer_arguments
 
 # Options of other commands, which `fit --config` with their session's settings would refuse.
 _NOT_OF_FIT = ("verbose", "return_predictions", "predict_data")
@@ -68,6 +59,7 @@ class SessionCLI(LightningCLI):
     """
 
     parser: SessionParser
+    kind_of_parser = SessionParser
     session: Session
     restart: Restart | None = None
     request: Request
@@ -76,6 +68,7 @@ class SessionCLI(LightningCLI):
     _kept: Sequence[str] = ()  # lines on the settings that tuner callbacks have found before
     _searches = False  # whether the trainer is one in which tuner callbacks search
     _notifier: Any = None  # where the command line asks for messages
+    is_called = False  # whether Python has called for the run
     is_guest = False  # whether another process is using the folder
 
     def __init__(self, argv: list[str], stack: contextlib.ExitStack) -> None:
@@ -91,7 +84,7 @@ class SessionCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 trainer_defaults=DEFAULTS,
                 seed_everything_default=0,
-                parser_class=SessionParser,
+                parser_class=self.kind_of_parser,
                 parser_kwargs=parser_arguments(self._line.command),
                 args=argv,
             )
@@ -100,15 +93,21 @@ class SessionCLI(LightningCLI):
             self._fail((self.state and self.state.failure) or ex)
 
     def _fail(self, ex: Exception) -> NoReturn:
-        """Reports an error while the terminal still goes into log.txt, and ends the process."""
+        """Notes an error, and tells it while the terminal still goes into log.txt."""
         folder = self.session.path if hasattr(self, "session") else None
         trainer = getattr(self, "trainer", None)
-        report_failure(ex, folder, trainer, self._secrets)
+        text = failure_text(ex, folder, trainer, self._secrets)
         writes = is_first_process() and not self.is_guest
         if folder is not None and writes and self.request.records:
             note_failure(folder, self.request.command, root_cause(ex), self._secrets)
         if self.state and trainer and has_lost_contact(ex, trainer):
+            print(text, end="", file=sys.stderr, flush=True)
             end_at_once(trainer, self.state, self._stack)
+        self.end_failed(text, root_cause(ex))
+
+    def end_failed(self, text: str, cause: BaseException) -> NoReturn:
+        """Ends the command."""
+        print(text, end="", file=sys.stderr, flush=True)
         sys.exit(1)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -127,6 +126,7 @@ class SessionCLI(LightningCLI):
         try:
             if line.ckpt_path:
                 self.restart = Restart.find(line.ckpt_path, line.command, bool(line.configs))
+            begin_step("the import of the project, and its settings")
             self._parse()
             self._secrets = secret_texts(self._resolved())
             self._typed = shown_command(self._argv, self._secrets)
@@ -213,6 +213,7 @@ class SessionCLI(LightningCLI):
             self.session.write_config(dump_settings(request.settings), secrets=request.secrets)
         super().instantiate_classes()
         require_begun(self.model, self.datamodule)
+        begin_step("`prepare_data`")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""
@@ -228,26 +229,26 @@ class SessionCLI(LightningCLI):
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
-        run.notifier = self._notifier
+        run.notifier, run.is_called = self._notifier, self.is_called
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
+        run.at_end(run.writer.shutdown)
         run.at_end(skip_empty_hooks(trainer))
         run.at_end(load_safely(trainer))
-        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-        has_profiler = config.trainer.profiler is not None and not self.is_guest
-        if has_profiler and not profiler.filename:  # without a file it would only print
-            profiler.filename = "profile"
+        if config.trainer.profiler is not None and not self.is_guest:
+            keep_profile(trainer)
         return trainer
 
 
-def run_trainer(args: list[str], cli: type[SessionCLI] = SessionCLI) -> None:
-    """Runs the command line; turns signals into their usual exit codes."""
+def run_trainer(args: list[str], cli: type[SessionCLI] = SessionCLI) -> Session:
+    """Runs the command line, and returns its session; turns signals into their exit codes."""
     with contextlib.ExitStack() as stack:
         try:
+            keep_process(stack)
             quiet(stack)
             hide_absent_gpus(stack)
-            keep_torchs_settings(stack)
-            cli(args, stack)
+            stack.callback(watch_start())
+            return cli(args, stack).session
         except KeyboardInterrupt:
             sys.exit(130)
         except SIGTERMException:  # Lightning raises it outside of training, and would exit with 0

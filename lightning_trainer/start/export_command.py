@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_trainer.checkpoints.weights import find_weights, read_weights
 from lightning_trainer.commands.options import CommandParser
 from lightning_trainer.internals_of_hooks import without_profiler
+from lightning_trainer.session.extras import install_command
 from lightning_trainer.session.folder import Session
 from lightning_trainer.start.cli import SessionCLI, run_trainer
 
@@ -43,7 +44,7 @@ def export(argv: list[str]) -> int:
     if not options.onnx:
         return 0
     if missing := _missing():
-        parser.error(f'`--onnx` needs {missing}: `pip install "lightning_trainer[onnx]"`')
+        parser.error(f"`--onnx` needs {missing}: {install_command('onnx')}")
     try:
         _ExportCLI.target = folder / "model.onnx"
         run_trainer(["validate", "--ckpt_path", options.session], _ExportCLI)
@@ -63,7 +64,7 @@ def _write_weights(files: list[Path], target: Path) -> str:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
-        raise ValueError('`pip install "lightning_trainer[weights]"` writes safetensors') from None
+        raise ValueError(f"{install_command('weights')} writes safetensors") from None
     tensors = read_weights(files)
     own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     weights = own or tensors

@@ -1,4 +1,4 @@
-"""Prints the failure of a run, and in a run of several processes the first failure."""
+"""Tells the failure of a run, and in a run of several processes the first failure."""
 
 import contextlib
 import errno
@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
@@ -44,13 +45,13 @@ _TIMED_OUT = (
 )
 
 
-def report_failure(
+def failure_text(
     ex: BaseException,
     folder: Path | None,
     trainer: pl.Trainer | None,
     secrets: Sequence[str] = (),
-) -> None:
-    """Prints the error.
+) -> str:
+    """What to print of the error.
 
     In a run of several processes, the process that fails first writes its error into failure.txt.
     The others only lose contact with it. Process 0 prints that file at its end.
@@ -66,7 +67,7 @@ def report_failure(
         text = f"error: {likely}\n" if likely else _traceback(cause)
     if trainer is not None and trainer.world_size > 1 and folder is not None and folder.name:
         text = _of_first_failure(cause, hide(text, secrets), folder / FILE_NAME, trainer)
-    print(text, end="", file=sys.stderr, flush=True)
+    return text
 
 
 class SkipTeardown(RunCallback):
@@ -201,11 +202,15 @@ def _message(ex: BaseException) -> str:
 
 
 def _traceback(ex: BaseException) -> str:
+    return "".join(traceback.format_exception(type(ex), ex, of_project(ex)))
+
+
+def of_project(ex: BaseException) -> TracebackType | None:
     """The traceback from the project's first frame on: the frames above are always the same."""
     begin = ex.__traceback__
     while begin is not None and not is_of_project(begin.tb_frame.f_code.co_filename):
         begin = begin.tb_next
-    return "".join(traceback.format_exception(type(ex), ex, begin or ex.__traceback__))
+    return begin or ex.__traceback__
 
 
 def is_of_project(file: str) -> bool:

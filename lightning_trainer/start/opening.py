@@ -6,6 +6,7 @@ import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lightning_trainer.checkpoints.restart import Restart
@@ -19,6 +20,7 @@ from lightning_trainer.session.environment import (
     uncommitted_changes,
 )
 from lightning_trainer.session.folder import Session
+from lightning_trainer.session.imports import namesake
 from lightning_trainer.session.lock import SessionLock
 from lightning_trainer.session.run_record import note_start
 from lightning_trainer.session.secrets import scrub, secret_texts
@@ -65,6 +67,15 @@ class Request:
         return self.restart if goes_on else None
 
 
+class HasEnded(SystemExit):
+    """Ends a command that has nothing to do, without an error."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(0)
+        self.folder = folder
+        print(f"{folder} has ended before: nothing left to do", flush=True)
+
+
 def restart_of_job(config: Any, typed: str) -> Restart | None:
     """The checkpoint of a job that SLURM starts again with the same command line.
 
@@ -72,7 +83,7 @@ def restart_of_job(config: Any, typed: str) -> Restart | None:
     that has come furthest.
 
     Raises:
-        SystemExit: If its run has ended.
+        HasEnded: If its run has.
     """
     if int(os.environ.get("SLURM_RESTART_COUNT", 0)) == 0:
         return None
@@ -85,8 +96,7 @@ def restart_of_job(config: Any, typed: str) -> Restart | None:
     restart = max(restarts, key=lambda each: (each.iteration, each.validated))
     if not restart.is_before(config.trainer.max_steps):
         # A job of several runs repeats its finished ones too.
-        print(f"{restart.checkpoint.parent.parent} has ended before: nothing left to do")
-        sys.exit(0)
+        raise HasEnded(restart.checkpoint.parent.parent)
     return restart
 
 
@@ -178,6 +188,9 @@ def announce(session: Session, request: Request) -> None:
     else:
         print(f"Session: {session.path}")
         print(f"Checkpoint: {restart.checkpoint} (iteration {restart.iteration})", flush=True)
+    classes = (request.settings[name] for name in ("model", "data"))
+    for told in sorted({namesake(chosen["class_path"]) for chosen in classes if chosen} - {""}):
+        print(f"warning: {told}", file=sys.stderr, flush=True)
 
 
 def record(session: Session, request: Request) -> None:

@@ -19,6 +19,7 @@ from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.registry import COMMANDS
 from lightning_trainer.internals import option_names
 from lightning_trainer.session.imports import refused_import
+from lightning_trainer.session.program import printed_command
 from lightning_trainer.session.settings import dump_settings
 from lightning_trainer.start.refusal import BASES, Refusal
 
@@ -92,7 +93,7 @@ def parser_arguments(command: str) -> dict[str, Any]:
         "usage": "%(prog)s [--config FILE] [--ckpt_path PATH] [--OPTION VALUE ...]",
     }
     # Without abbreviations: `--trainer.max_step 3` would silently set max_steps.
-    return {"prog": "cli.py", "allow_abbrev": False, command: of_command}
+    return {"prog": printed_command(), "allow_abbrev": False, command: of_command}
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -115,15 +116,16 @@ class SessionParser(LightningArgumentParser):
         """Prints the message and exits with code 2."""
         if not self.exit_on_error:  # an inner parser, for one of several types
             super().error(message, ex)
+        program = self.prog.replace(" [options]", "")
+        sys.stderr.write(f"error: {self.refusal_text(message, ex)}\n(more: {program} --help)\n")
+        sys.exit(2)
+
+    def refusal_text(self, message: str, ex: Exception | None = None) -> str:
+        """The message of jsonargparse in one line, with near names or a remedy."""
         if reason := refused_import():  # jsonargparse hides it where an argument has several types
             message, ex = reason, None
         refusal = Refusal.read(message, ex)
-        program = self.prog.replace(" [options]", "")
-        sys.stderr.write(
-            f"error: {refusal.message}{self._suggestion(refusal)}\n"
-            f"(more: python {program} --help)\n"
-        )
-        sys.exit(2)
+        return f"{refusal.message}{self._suggestion(refusal)}"
 
     def _suggestion(self, refusal: Refusal) -> str:
         if refusal.is_incomplete:

@@ -1,5 +1,6 @@
 """Refusal: what an error of jsonargparse says, for a message with near names and the remedy."""
 
+import os
 import re
 import sys
 import traceback
@@ -8,6 +9,8 @@ from pkgutil import resolve_name
 from types import ModuleType
 
 from lightning_trainer.internals import root_cause
+from lightning_trainer.session.imports import namesake
+from lightning_trainer.session.program import is_console, program
 from lightning_trainer.start.failure import is_of_project
 
 BASES = {"BaseModule": "model", "BaseDataModule": "data"}
@@ -86,10 +89,17 @@ def _explained(message: str) -> str:
         root = (found[1] or found[2]).partition(".")[0]
         named = re.search(r"class_path '(\w+)", message)
         if sys.modules.get(root) or (named and named[1] == root):
-            return f"{message}: it is looked for beside cli.py and in PYTHONPATH"
+            return f"{message}: {namesake(root) or _searched()}"
         package = _PACKAGES.get(root, root)
         return f"{message}. Is a package missing? `pip install {package}`"
     return message
+
+
+def _searched() -> str:
+    """Where a project's modules are looked for."""
+    *module, script = program()
+    beside = "" if is_console() or module else f"beside {os.path.basename(script)}, "
+    return f"it is looked for {beside}in the current folder, its src/, and PYTHONPATH"
 
 
 def _of_wrong_class(group: str, path: str, base: str) -> str:

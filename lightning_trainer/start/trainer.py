@@ -1,11 +1,9 @@
 """Adds the session's own parts to the trainer that the settings describe."""
 
-import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -80,31 +78,10 @@ def trainer_arguments(
     return arguments
 
 
-def hide_absent_gpus(stack: ExitStack) -> None:
-    """Tells torch that there is no GPU, on a machine without one, until the stack closes.
-
-    Lightning 2.0 sets PYTORCH_NVML_BASED_CUDA_CHECK. A torch that is built for CUDA then tries to
-    load NVIDIA's library in each step of an optimiser, at 0.1 ms, or looks for GPUs in the
-    environment, at 4 us.
-    """
-    hidden, check = "CUDA_VISIBLE_DEVICES", "PYTORCH_NVML_BASED_CUDA_CHECK"
-    if torch.cuda.device_count():
-        return
-    if hidden not in os.environ:
-        os.environ[hidden] = ""
-        stack.callback(os.environ.pop, hidden, None)
-    if check in os.environ:
-        stack.callback(os.environ.__setitem__, check, os.environ.pop(check))
-
-
-def keep_torchs_settings(stack: ExitStack) -> None:
-    """Gives back what a run's settings, or Lightning, change in torch for the whole process."""
-    with suppress(RuntimeError):  # torch refuses where its newer flags are set, which stay
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-    stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    is_on = torch.are_deterministic_algorithms_enabled()
-    stack.callback(torch.use_deterministic_algorithms, is_on, warn_only=only_warns)
+def keep_profile(trainer: Any) -> None:
+    """Gives a profiler a file: without one it would only print."""
+    if not trainer.profiler.filename:
+        trainer.profiler.filename = "profile"
 
 
 def _loggers(run: RunState, request: Request, is_guest: bool) -> list[Logger]:

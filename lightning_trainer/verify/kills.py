@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from lightning_trainer.checkpoints.restart import Restart
-from lightning_trainer.session.environment import program
 from lightning_trainer.session.folder import Session
+from lightning_trainer.session.program import program
 from lightning_trainer.session.secrets import hidden_options
 from lightning_trainer.verify.comparison import Line, parse_trail, read_printed, read_trail
 

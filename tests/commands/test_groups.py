@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from folders import make_session, scores
 
 from lightning_trainer.commands.groups import group_sessions, mean_curves
@@ -173,7 +174,7 @@ def test_scores_without_a_spread_are_not_tested(tmp_path):
 
 def test_without_scipy_the_line_says_what_to_install(experiments, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    assert told(experiments)[1].endswith('not tested: `pip install "lightning_trainer[stats]"`')
+    assert told(experiments)[1].endswith(f'not tested: `pip install -e "{ROOT}[stats]"`')
 
 
 def test_compare_has_one_column_and_one_curve_with_a_band_for_the_seeds(run, experiments):

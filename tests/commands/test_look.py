@@ -37,13 +37,17 @@ def test_tensorboard_takes_the_place_of_the_process(run, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execv", lambda *args: calls.append(args) or sys.exit(0))
     code, out, _ = run("look", tmp_path, "--tag", "wide", "--port", "7000")
-    assert (code, out.splitlines()[1]) == (
+    assert (code, out.splitlines()[0]) == (
         0,
         "Training and validation in one chart: http://localhost:7000/#custom_scalars",
     )
     spec = f"wide 02-29 12.00:{session}"
     command = [sys.executable, "-m", "tensorboard.main", "--logdir_spec", spec, "--port", "7000"]
     assert calls == [(sys.executable, command)]
+    opened = []
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **_: opened.append(words[3:]))
+    run("look", tmp_path, "--open", "--port", "7000")
+    assert opened == [["http://localhost:7000/#custom_scalars", "7000"]]
     code, _, err = run("look", tmp_path, "--tag", "nothing")
     assert (code, "there are no such sessions" in err) == (2, True)
 

@@ -64,7 +64,7 @@ def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_e
 
 
 def test_its_names_are_made_of_the_projects_name():
-    texts = project_files("my_3d_net")
+    texts = project_files("my_3d_net", Path("projects", "my_3d_net"))
     assert list(map(str, texts)) == [
         "projects/my_3d_net/__init__.py",
         "projects/my_3d_net/data.py",
@@ -78,13 +78,15 @@ def test_its_names_are_made_of_the_projects_name():
 def test_every_hook_is_there_with_a_word_on_it(place):
     hooks = "create_model create_loss create_optimiser create_metrics forward_model forward_loss"
     optional = "update_metrics visualise prepare_data create_data"
-    text = "".join(project_files("a").values())
+    text = "".join(project_files("a", Path("projects", "a")).values())
     for hook in [*hooks.split(), *optional.split()]:
         assert re.search(rf'def {hook}\(.*\n +"""', text), hook
 
 
 def test_its_files_are_short():
-    assert all(len(text.splitlines()) <= 70 for text in project_files("a").values())
+    assert all(
+        len(text.splitlines()) <= 70 for text in project_files("a", Path("projects", "a")).values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,11 +124,39 @@ def test_what_exists_is_left_alone(run, place, existing):
     assert (files(place), path.read_text()) == (before, "kept")
 
 
-def test_elsewhere_than_beside_cli_py_nothing_is_made(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("there", "folder", "package"),
+    [
+        ([], "mine", "mine"),
+        (["paper/__init__.py"], "mine", "mine"),
+        (["projects/old/data.py"], "projects/mine", "projects.mine"),
+        (["src/"], "src/mine", "mine"),
+        (["src/paper/__init__.py"], "src/paper/mine", "paper.mine"),
+        (["src/paper/__init__.py", "src/other/__init__.py"], "src/mine", "mine"),
+        (["src/paper/__init__.py", "cli.py"], "src/paper/mine", "paper.mine"),
+        (["src/paper/__init__.py", "projects/"], "projects/mine", "projects.mine"),
+    ],
+)
+def test_it_is_made_wherever_one_stands(run, tmp_path, monkeypatch, there, folder, package):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run("new", "mine")
-    assert code == 2
-    assert err.startswith(f"error: {tmp_path} has no cli.py: go to the folder that has")
+    for path in map(Path, there):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for name in there:
+        Path(name).mkdir(parents=True) if name.endswith("/") else Path(name).touch()
+    code, out, err = run("new", "mine")
+    assert (code, err) == (0, "")
+    assert f"Made in {tmp_path}:\n\n    {folder}/__init__.py\n" in out
+    assert f"class_path: {package}.MineModule" in Path("configs/mine.yaml").read_text()
+    assert f"from {package}.data import MineData" in Path(folder, "__init__.py").read_text()
+
+
+def test_a_folder_that_may_not_be_written_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("src").touch()  # root may write everywhere
+    Path("projects").touch()
+    Path("configs").touch()
+    code, out, err = run("new", "mine")
+    assert (code, out, err.splitlines()[0]) == (2, "", "error: configs can't be made: File exists")
 
 
 def test_torch_is_not_imported(place):

@@ -78,14 +78,14 @@ def test_a_whole_run_prints_what_its_clock_says(run, config, script, sessions):
     code, out, err = run("fit", "--config", config, *PROJECT, "--trainer.max_steps=12")
     assert code == 0, err
     best = sessions()[0] / "checkpoints" / "best.ckpt"
-    # Line 4 is over iterations 2 to 4: 12 examples in 3 x 0.5 + 0.75 s. To come: 8 such iterations;
-    # how long a validation takes is not known yet.
+    # Line 4 is over iterations 2 to 4: 12 examples in 3 x 0.5 + 0.75 s. To come: 8 such iterations,
+    # and three validations of three batches of 0.5 s, as long as the sanity check's last one.
     # At 5 a checkpoint is written before the validation too, as a tenth of `save_minutes` is over.
     # Line 8: elapsed 102.75 + 4 x 0.5 + 2 + 1.5 + 2 = 110.25 s. To come: 4 iterations of 0.625 s,
     # the mean of both lines, and two validations with a checkpoint each, 2 x (1.5 + 2) s.
     # Line 12: elapsed 110.25 + 4 x 0.5 + 1.5 + 2 = 115.75 s. To come: the validation at the end.
     expected = f"""\
-Iteration      4/12 | examples/s: 5.3 | loss: 2.5000 | time elapsed: 00h01m42s | time left: 00h00m06s
+Iteration      4/12 | examples/s: 5.3 | loss: 2.5000 | time elapsed: 00h01m42s | time left: 00h00m10s
 Fetch data time: 125ms, model update time: 625ms
 {RULE}
 Validation
@@ -165,12 +165,14 @@ def test_accumulated_batches_make_one_iteration(run, config, script):
     assert code == 0, err
     # An epoch has 7 batches, the last one of 2 samples, and 4 iterations, the last one of a single
     # batch. Two batches take 2 x (125 + 250) + 125 ms, a single one 500 ms.
-    # Line 4, over 5 batches: 18 examples in 2 x 0.875 + 0.5 s; loss of batches 1 to 7.
-    # Line 8, over 7 batches: 26 examples in 3 x 0.875 + 0.5 s; loss of batches 8 to 14; to come: 0.
+    # Line 4, over 5 batches: 18 examples in 2 x 0.875 + 0.5 s; loss of batches 1 to 7; to come: 4
+    # iterations of 0.75 s and the validation at the end, of 1.5 s by the sanity check.
+    # Line 8, over 7 batches: 26 examples in 3 x 0.875 + 0.5 s; loss of batches 8 to 14; to come:
+    # the validation.
     expected = """\
-Iteration      4/8 | examples/s: 8.0 | loss: 4.0000 | time elapsed: 00h00m03s | time left: 00h00m03s
+Iteration      4/8 | examples/s: 8.0 | loss: 4.0000 | time elapsed: 00h00m03s | time left: 00h00m04s
 Fetch data time: 208ms, model update time: 542ms
-Iteration      8/8 | examples/s: 8.3 | loss: 11.0000 | time elapsed: 00h00m06s | time left: 00h00m00s
+Iteration      8/8 | examples/s: 8.3 | loss: 11.0000 | time elapsed: 00h00m06s | time left: 00h00m01s
 Fetch data time: 219ms, model update time: 562ms
 """  # noqa: E501
     assert lines(out) == expected
@@ -193,7 +195,7 @@ def test_a_loader_of_the_projects_own_is_timed_too(run, config, script):
     # Line 8 has 3 copies, 1 fetch before each of iterations 5 and 8, 2 at the start of an epoch.
     # Line 12 has 3 copies, and 1 fetch before each of iterations 9 and 10.
     expected = """\
-Iteration      4/12 | examples/s: 8.0 | loss: 2.5000 | time elapsed: 00h00m02s | time left: 00h00m04s
+Iteration      4/12 | examples/s: 8.0 | loss: 2.5000 | time elapsed: 00h00m02s | time left: 00h00m08s
 Fetch data time: 125ms, model update time: 375ms
 Iteration      8/12 | examples/s: 8.3 | loss: 6.5000 | time elapsed: 00h00m07s | time left: 00h00m08s
 Fetch data time: 109ms, model update time: 375ms
@@ -209,6 +211,18 @@ def test_a_loader_that_is_made_anew_is_timed_as_before(run, config, script):
     code, out, err = run("fit", "--config", config, *PROJECT, *flags, anew)
     assert code == 0, err
     assert out.count("Fetch data time: 125ms, model update time: 375ms\n") == 4
+
+
+@pytest.mark.parametrize(("steps", "left"), [(2, 8), (1, 8), (0, 5)])
+def test_before_the_first_validation_its_time_is_guessed(run, config, script, steps, left):
+    """By the sanity check: the last of its batches; without one by a third of an iteration."""
+    script.forward_s, script.step_s = 0.25, 0.125
+    flags = ("--trainer.max_steps=12", f"--trainer.num_sanity_val_steps={steps}")
+    code, out, err = run("fit", "--config", config, *PROJECT, *flags)
+    assert code == 0, err
+    # To come at 4: 8 iterations of 0.5 s, and three validations of three batches of 0.5 s, or
+    # without the check of 0.5 / 3 s.
+    assert f"time left: 00h00m{left:02d}s" in lines(out).splitlines()[0]
 
 
 EPOCHS = ("--trainer.max_epochs=4", "--trainer.max_steps=-1")

@@ -11,7 +11,7 @@ from torch.optim import Adam, RMSprop
 from lightning_trainer.report.summary import Summarise
 from lightning_trainer.run.state import RunState
 from lightning_trainer.session.folder import Session
-from lightning_trainer.start.trainer import keep_torchs_settings
+from lightning_trainer.start.given_back import keep_process
 
 
 def started(
@@ -31,7 +31,7 @@ WEIGHTS = [torch.zeros(1, requires_grad=True)]
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_on_a_device_it_names_what_torch_was_told(capsys, device):
     with ExitStack() as stack:
-        keep_torchs_settings(stack)
+        keep_process(stack)
         started(device, Adam(WEIGHTS))
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
@@ -52,7 +52,7 @@ def test_on_a_device_it_names_what_torch_was_told(capsys, device):
 )
 def test_a_newer_flag_of_torch_is_told_as_it_was_set(capsys):
     with ExitStack() as stack:
-        keep_torchs_settings(stack)
+        keep_process(stack)
         torch.backends.cuda.matmul.fp32_precision = "tf32"
         started("cuda")
     assert "Speed: matmul_precision tf32, " in capsys.readouterr().out

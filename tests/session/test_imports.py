@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lightning_trainer.session.imports import distrust, guarded_imports
+from lightning_trainer.session.imports import (
+    add_current_folder,
+    distrust,
+    guarded_imports,
+    namesake,
+)
 
 NAME = "session_node1_2024_02_29_12_00_00_gift"
 EVIL = "open('executed', 'w')\nfrom conftest import TinyModule as M\n"
@@ -161,3 +166,45 @@ def test_no_setting_of_a_session_imports_from_it(run, half, project, command, se
     if not setting.endswith("tag"):  # with such a tag it is no config: the checkpoint's is taken
         [message] = [line for line in err.splitlines() if line.startswith("error: ")]
         assert (code, "is not executed" in message) == (2, True)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(tmp_path)])
+    return tmp_path
+
+
+def test_the_current_folder_comes_after_all_that_is_installed(here):
+    (here / "src").mkdir()
+    (here / "json.py").write_text("raise SystemExit")
+    before = [*sys.path]
+    add_current_folder()
+    add_current_folder()
+    assert sys.path == [*before, str(here), str(here / "src")]
+
+
+def test_a_current_folder_that_is_deleted_ends_nothing(here):
+    here.rmdir()
+    before = [*sys.path]
+    add_current_folder()
+    assert sys.path == before
+
+
+@pytest.mark.parametrize("own", ["json/__init__.py", "src/json/__init__.py", "json.py"])
+def test_a_package_of_the_current_folder_that_is_hidden_is_told(here, own):
+    assert namesake("json.decoder.JSONDecoder") == ""
+    (here / own).parent.mkdir(parents=True, exist_ok=True)
+    (here / own).touch()
+    path = here / own.removesuffix("/__init__.py")
+    told = namesake("json.decoder.JSONDecoder")
+    assert told.endswith(f"not {path}: uninstall the one, or rename the other")
+    assert namesake("never_imported.Model") == ""
+
+
+def test_a_package_of_the_current_folder_that_is_found_is_not_told(here, monkeypatch):
+    (here / "found_here").mkdir()
+    (here / "found_here/__init__.py").touch()
+    monkeypatch.syspath_prepend(here)
+    importlib.import_module("found_here")
+    assert namesake("found_here.Model") == ""

@@ -51,7 +51,7 @@ def test_what_is_missing_is_one_message(run, half, monkeypatch):
     monkeypatch.setattr(export_command, "_missing", lambda: "onnxscript")
     code, _, err = run("export", half, "--onnx")
     assert code == 2
-    assert 'error: `--onnx` needs onnxscript: `pip install "lightning_trainer[onnx]"`' in err
+    assert 'error: `--onnx` needs onnxscript: `pip install -e ".[onnx]"`' in err
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from lightning_trainer.run.state import RunState
 from lightning_trainer.session.folder import Session
 from lightning_trainer.session.run_record import RunRecord
 from lightning_trainer.start import failure
-from lightning_trainer.start.failure import SkipTeardown, end_at_once, report_failure
+from lightning_trainer.start.failure import SkipTeardown, end_at_once, failure_text
 
 
 class Two:
@@ -38,8 +38,7 @@ def raised(ex: Exception) -> Exception:
 
 
 def shown(capsys, *args: object) -> str:
-    report_failure(*args)
-    return capsys.readouterr().err
+    return failure_text(*args) + capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)

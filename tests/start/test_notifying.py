@@ -93,7 +93,7 @@ def test_one_that_hangs_is_not_waited_for_long(monkeypatch, capfd):
     [
         (["--on_event"], "`--on_event` has no value: give a shell command"),
         (["--notify", "--tag=a"], "`--notify` has no value: give a URL of apprise"),
-        (["--notify=ntfy://a"], '`--notify` needs apprise: `pip install "lightning_trainer[notify'),
+        (["--notify=ntfy://a"], '`--notify` needs apprise: `pip install -e ".[notify'),
     ],
 )
 def test_a_mistake_is_one_message(run, config, monkeypatch, options, message):

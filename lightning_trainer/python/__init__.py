@@ -1,0 +1,1 @@
+"""From Python and notebooks: a training as a function, and a session as an object."""

@@ -350,7 +350,8 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("paper");
-    if (sessions.length <= 3) for (const part of document.querySelectorAll("details.session")) part.open = true;
+    const opened = sessions.length <= 3 ? "details.session" : "details:has(> .wide > .overview)";
+    for (const part of document.querySelectorAll(opened)) part.open = true;
     for (const entry of shown) { entry.seen = true; draw(entry); entry.plot?.setSize({ width: 420, height: HEIGHT }); }
   });
   addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); drawAll(); });

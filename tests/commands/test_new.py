@@ -13,6 +13,7 @@ from forks import ForkedProcess
 from lightning_trainer.commands.new import project_files
 
 MADE = [
+    "configs/spirals.schema.json",
     "configs/spirals.yaml",
     "projects/spirals/__init__.py",
     "projects/spirals/data.py",
@@ -70,6 +71,7 @@ def test_its_names_are_made_of_the_projects_name():
         "projects/my_3d_net/data.py",
         "projects/my_3d_net/module.py",
         "configs/my_3d_net.yaml",
+        "configs/my_3d_net.schema.json",
     ]
     assert "from projects.my_3d_net.data import My3dNetData" in next(iter(texts.values()))
     assert not re.search("NAME|CLASS", "".join(texts.values()))

@@ -58,7 +58,7 @@ def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_e
     assert "UserWarning" not in err
     [session] = Path("experiments").iterdir()
     code, out, err = start("check", "--config", "configs/spirals.yaml", popen=ForkedProcess)
-    assert code == 0 and out.startswith("0 certain mistakes, 0 hints; "), out + err
+    assert code == 0 and "\n0 certain mistakes, 0 hints; " in f"\n{out}", out + err
     code, out, err = start("test", "--ckpt_path", str(session), popen=ForkedProcess)
     assert code == 0, err
     assert "Test score" in out

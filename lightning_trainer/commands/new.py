@@ -56,7 +56,7 @@ def check_name(name: str) -> None:
 
 
 def _check_absent(package: Path, *others: Path) -> None:
-    for path in (package.parent, others[-1]):
+    for path in (package.parent, *others[2:]):
         if path.exists():
             raise ValueError(f"{path} exists: nothing was changed. Give another name, or remove it")
 
@@ -79,6 +79,7 @@ def project_files(name: str, folder: Path) -> dict[Path, str]:
     files = ("__init__.py", "data.py", "module.py")
     paths = {file: folder / file for file in files}
     paths["config.yaml"] = Path("configs", f"{name}.yaml")
+    paths["schema.json"] = Path("configs", f"{name}.schema.json")
     return {path: _fill(file, name, folder, recorded_command()) for file, path in paths.items()}
 
 

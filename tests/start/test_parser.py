@@ -361,3 +361,13 @@ def test_arguments_that_are_no_group_are_refused(refuse, tmp_path, group, value)
     message = refuse("fit", "--config", "more.yaml")
     assert f"`{group}`" in message
     assert "`init_args` must be a group of settings, or be left out" in message
+
+
+def test_a_class_of_a_notebook_is_refused_with_what_to_do(run, half):
+    config = half / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("tiny.Echo", "__main__.Gone"))
+    code, _, err = run("test", "--ckpt_path", half)
+    assert code == 2 and "has defined `Gone`" in err and "name that in config.yaml" in err
+    config.write_text(before)
+    assert run("validate", "--ckpt_path", half)[0] == 0

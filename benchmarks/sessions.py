@@ -14,6 +14,10 @@ from pathlib import Path
 
 from common import ROOT, alternate, report, spread
 
+from lightning_trainer.session.facts import facts_of, with_files
+from lightning_trainer.session.run_record import RunRecord
+from lightning_trainer.session.settings import read_yaml
+
 
 def train(folder: Path) -> Path:
     """A session of the embedded project."""
@@ -39,6 +43,10 @@ def copy(session: Path, n_sessions: int, n_rows: int, folder: Path) -> None:
         changed = config.replace("learning_rate: 0.003", f"learning_rate: {1e-3 * (n + 1):.4f}")
         path.joinpath("config.yaml").write_text(changed.replace("width: 32", f"width: {n % 7}"))
         path.joinpath("metrics.csv").write_text("\n".join([header, *numbers]) + "\n")
+        record = RunRecord.load(path)
+        both = (read_yaml(path / name) or {} for name in ("config.yaml", "environment.yaml"))
+        record.facts = with_files(facts_of(*both), path)  # as a run leaves it
+        record.write(path)
 
 
 def seconds(*arguments: str) -> float:
@@ -61,6 +69,7 @@ def main() -> None:
         copy(session, options.sessions, options.rows, folder)
         few = [str(path) for path in sorted(folder.iterdir())[:6]]
         picture = ["--output", str(Path(temporary, "compare.png"))]
+        page = ["--output", str(Path(temporary, "report.html"))]
         empty = Path(temporary, "empty")
         empty.mkdir()
         times = alternate(
@@ -68,6 +77,8 @@ def main() -> None:
                 "`sessions` of none": lambda: seconds("sessions", str(empty)),
                 f"`sessions` of {options.sessions}": lambda: seconds("sessions", str(folder)),
                 "`compare` of 6": lambda: seconds("compare", *few, *picture),
+                "`report` of 1": lambda: seconds("report", few[0], *page),
+                "`report` of 6": lambda: seconds("report", *few, *page),
             },
             options.rounds,
         )

@@ -110,8 +110,9 @@ def _answer(line: CommandLine) -> None:
     elif first == "--version":
         print(f"lightning_trainer {__version__}")
     elif line.command:
-        every = f": the commands are {', '.join(COMMANDS)}"
-        parser.error(f"there is no command `{first}`{did_you_mean(first, COMMANDS) or every}")
+        near = did_you_mean(first, COMMANDS)
+        every = ", ".join(COMMANDS)
+        parser.error(f"there is no command `{first}`: the commands are {every}{near}")
     else:
         if not (first or line.configs):
             sys.stderr.write(help_text() + "\n")

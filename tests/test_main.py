@@ -38,7 +38,8 @@ WITHOUT_TORCH = (
             ["sesions"],
             2,
             "",
-            "error: there is no command `sesions`. Did you mean `sessions`?\n"
+            f"error: there is no command `sesions`: the commands are {', '.join(COMMANDS)}. "
+            "Did you mean `sessions`?\n"
             "(more: python cli.py --help)\n",
         ),
         (

@@ -1,4 +1,4 @@
-"""What docs/recipes.md promises is what happens."""
+"""What docs/recipes.md and docs/sweeps.md promise is what happens."""
 
 import importlib
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import pages
 import pytest
 import torch
 import yaml
@@ -18,12 +19,13 @@ from conftest import ROOT, run_process
 from forks import make_python
 
 RECIPES = (ROOT / "docs/recipes.md").read_text()
+PAGE_OF = {"sweep": "sweeps", "search": "sweeps"}  # all others: recipes
 SMALL = "--trainer.max_steps 20 --trainer.val_check_interval 10"
 
 
 def block_after(mark: str) -> str:
     """The code block that follows an HTML comment."""
-    return re.search(rf"<!-- {mark} -->\s*```\w*\n(.*?)```", RECIPES, re.DOTALL)[1]
+    return pages.block_after(f"docs/{PAGE_OF.get(mark, 'recipes')}.md", mark)
 
 
 @pytest.fixture

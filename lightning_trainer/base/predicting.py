@@ -33,6 +33,7 @@ def default_columns(module: Any, batch: Batch, output: Any) -> dict[str, list[An
     is_class = isinstance(label, Tensor) and label.ndim == 1 and not label.is_floating_point()
     if (labels := _plain(label)) is not None:
         columns["label"] = [_named(value, classes) for value in labels] if is_class else labels
+    n_given = len(columns)
     parts = output if isinstance(output, Mapping) else {"": output}
     for name, part in parts.items():
         if isinstance(part, Tensor) and part.ndim:
@@ -42,7 +43,10 @@ def default_columns(module: Any, batch: Batch, output: Any) -> dict[str, list[An
                 columns |= _of_classes(part, classes, prefix)
             else:
                 columns |= _of_values(part, prefix)
-    n = len([*columns.values()][-1]) if columns else 0  # of the output, where it has a column
+    lengths = [len(values) for values in columns.values()]
+    lengths = lengths[n_given:] or lengths[-1:]  # of the output, where it has a column
+    of_batch = {len(value) for value in given.values() if isinstance(value, Tensor) and value.ndim}
+    n = next((n for n in lengths if n in of_batch), lengths[-1] if lengths else 0)
     return {name: values for name, values in columns.items() if len(values) == n}
 
 

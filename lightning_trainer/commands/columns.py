@@ -82,7 +82,8 @@ def sort(records: list[Record], column: str) -> list[Record]:
     """
     name = column.removeprefix("-")
     options = dict.fromkeys(name for record in records for name in record.settings)
-    columns = [*row(Record(Path(), "", ""), ()), *options]
+    own = row(Record(Path(), "", ""), ())
+    columns = [*own, *options]
     short = [option for option in options if option.endswith(f".{name}")]
     if name not in columns and len(short) == 1:
         name = short[0]
@@ -91,13 +92,16 @@ def sort(records: list[Record], column: str) -> list[Record]:
         near = did_you_mean(name, [*columns, *last_words], short)
         raise ValueError(f"`--sort` is {column!r}: there is no such column{near}")
 
+    def value_of(record: Record) -> Any:
+        return row(record, () if name in own else (name,))[name]
+
     def key(record: Record) -> tuple[bool, Any]:
-        value = row(record, options)[name]
+        value = value_of(record)
         is_number = isinstance(value, int | float)
         return not is_number, value if is_number else str(value)
 
-    known = [record for record in records if row(record, options)[name] is not None]
-    unknown = [record for record in records if row(record, options)[name] is None]
+    known = [record for record in records if value_of(record) is not None]
+    unknown = [record for record in records if value_of(record) is None]
     if name == "best":
         return _by_score(known, column.startswith("-")) + unknown
     return sorted(known, key=key, reverse=column.startswith("-")) + unknown

@@ -1,6 +1,7 @@
 """Puts sessions that differ only in some settings, e.g. the seed, into one row and one curve."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,11 +213,15 @@ def mean_curves(
             every = {step for each in points for step in each}
             steps = sorted(every.intersection(*points) or every)
             values = [[each[step] for each in points if step in each] for step in steps]
-            middle = [fmean(v) for v in values]
-            means.setdefault(number, {})[label] = (steps, middle)
+            both = [_mean_and_deviation(v) for v in values]
+            means.setdefault(number, {})[label] = (steps, [m for m, _ in both])
             if len(points) > 1:
-                deviations = [stdev(v) if len(v) > 1 else 0.0 for v in values]
-                low = [m - d for m, d in zip(middle, deviations, strict=True)]
-                high = [m + d for m, d in zip(middle, deviations, strict=True)]
-                spreads.setdefault(number, {})[label] = (low, high)
+                band = [m - d for m, d in both], [m + d for m, d in both]
+                spreads.setdefault(number, {})[label] = band
     return means, spreads
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    if not all(map(math.isfinite, values)):  # of a run that has diverged
+        return sum(values) / len(values), math.nan
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0

@@ -14,7 +14,7 @@ from lightning_trainer.session.shown_curve import ShownCurve, is_wide
 
 _POINTS = 60_000  # of all curves together: about a megabyte
 _MOST, _FEWEST = 2000, 20  # of one curve
-_MOST_NAMES = 300  # of numbers of a session
+_LONGEST_NAME = 200  # characters
 _PART_OF_LOG = 2**23  # bytes, of a longer log those at its begin and its end
 _MOST_TIMES = 400
 _LINE = re.compile(rb"^Iteration +(\d{1,15})/.*?time elapsed: (\d+)h(\d\d)m(\d\d)s", re.M)
@@ -29,12 +29,11 @@ class Numbers:
     n_left_out: int = 0  # names beyond the limit
 
 
-def read_numbers(folder: Path) -> Numbers:
-    """All numbers of a session, by name; of those it may have any number."""
+def read_numbers(folder: Path, most: int) -> Numbers:
+    """The first numbers of a session, by name."""
     lines = MetricsReader(folder / "metrics.csv").lines()
     names = next(lines, [])[1:]
-    is_mean = [name.startswith("train/") for name in names[:_MOST_NAMES]]
-    curves = [ShownCurve(mean) for mean in is_mean]
+    curves = [ShownCurve(name.startswith("train/")) for name in names[:most]]
     for step, *fields in lines:
         for curve, text in zip(curves, fields, strict=False):
             if text:
@@ -43,8 +42,8 @@ def read_numbers(folder: Path) -> Numbers:
                 except ValueError:  # no number
                     continue
     named = zip(names, curves, strict=False)
-    found = {name: curve for name, curve in named if curve.n_points}
-    return Numbers(found, max(len(names) - _MOST_NAMES, 0))
+    found = {n: curve for n, curve in named if curve.n_points and len(n) <= _LONGEST_NAME}
+    return Numbers(found, max(len(names) - most, 0))
 
 
 def charts(records: list[Record], numbers: list[Numbers]) -> list[dict[str, Any]]:

@@ -14,12 +14,14 @@ from lightning_trainer.commands.page_texts import (
     read_log,
     read_start,
     shown_settings,
+    within,
 )
 from lightning_trainer.session.folder import go_on_command, look_command
 from lightning_trainer.session.record import FINISHED, Record
 from lightning_trainer.session.run_record import RunRecord
 
 _PARTS_OF_TIME = ("data", "update", "validation", "checkpoints")
+_LONGEST = 1000  # characters of a fact
 _HINTS = {
     "data": "waiting for batches",
     "update": "forward, backward, optimiser",
@@ -37,18 +39,19 @@ class Limits:
 
 def session_section(record: Record, label: str, limits: Limits, is_open: bool) -> Html:
     """All that a report says of one session."""
-    run = RunRecord.read(record.path)
-    warnings, end_of_log = read_log(record.path)
+    run, most = RunRecord.read(record.path), limits.text // 8
+    warnings, end_of_log = read_log(record.path, most)
+    settings, environment = shown_settings(record.settings), read_environment(record.path)
     parts = [
         _facts(record, run),
         _time(run.times if run else {}),
-        _warnings(warnings, read_failure(record.path)),
+        _warnings(warnings, read_failure(record.path)[:most]),
         _pictures(read_pictures(record.path, record.best_iteration, limits.pictures)),
         _commands(record),
-        folded("Settings", table(("setting", "value"), shown_settings(record.settings))),
-        folded("Environment", table(("", ""), read_environment(record.path))),
-        _text_of("Packages", record, "packages.txt", min(limits.text // 4, 20_000)),
-        _text_of("Uncommitted changes", record, "uncommitted.patch", limits.text),
+        folded("Settings", table(("setting", "value"), within(settings, 2 * most))),
+        folded("Environment", table(("", ""), within(environment, most))),
+        _text_of("Packages", record, "packages.txt", most),
+        _text_of("Uncommitted changes", record, "uncommitted.patch", min(3 * most, 200_000)),
         folded("End of the log", element("pre", end_of_log)) if end_of_log else Html(),
     ]
     title = join([element("b", label), " ", element("span", record.state, class_=record.state)])
@@ -75,7 +78,7 @@ def _facts(record: Record, run: RunRecord | None) -> Html:
         "Folder": str(record.path),
         "Damaged": "; ".join(record.damage),
     }
-    pairs = [join([element("dt", k), element("dd", v)]) for k, v in facts.items() if v]
+    pairs = [join([element("dt", k), element("dd", v[:_LONGEST])]) for k, v in facts.items() if v]
     return element("dl", *pairs)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from lightning_trainer.session.secrets import hide, scrub, secret_texts
 from lightning_trainer.session.settings import flatten, read_yaml
 
 _PART_OF_LOG = 2**22  # bytes, at its begin and at its end
-_END_OF_LOG = 6000  # characters
-_MOST_WARNINGS = 40
 _LONGEST = 600  # characters of a warning
 _WARNING = re.compile(r"^(?:\S.*?:\d+: )?(\w*Warning: .*(?:\n(?=\S).*)?|error: .*)", re.MULTILINE)
 
@@ -33,8 +32,11 @@ def read_start(path: Path, most_bytes: int) -> tuple[str, int]:
     return _hidden(content), rest
 
 
-def read_log(folder: Path) -> tuple[list[tuple[str, int]], str]:
-    """Each warning and error of the log, with how often it came; the end of the log."""
+def read_log(folder: Path, most: int) -> tuple[list[tuple[str, int]], str]:
+    """Warnings and errors of the log, with how often each came; the log's end.
+
+    `most` are the characters of either.
+    """
     begin, rest = _raw(folder / "log.txt", 0)
     end = _raw(folder / "log.txt", -_PART_OF_LOG)[0] if rest else ""
     found = Counter(
@@ -42,8 +44,8 @@ def read_log(folder: Path) -> tuple[list[tuple[str, int]], str]:
         for part in (begin, end)
         for line in _WARNING.findall(part)
     )
-    warnings = [(hide(text, _secrets()), n) for text, n in [*found.items()][:_MOST_WARNINGS]]
-    return warnings, _hidden((end or begin)[-_END_OF_LOG:].encode())
+    shown = within([(hide(text, _secrets()), n) for text, n in found.items()], min(most, 20_000))
+    return shown, _hidden((end or begin)[-min(most, 6000) :].encode())
 
 
 def read_failure(folder: Path) -> str:
@@ -69,6 +71,18 @@ def read_environment(folder: Path) -> list[tuple[str, str]]:
         changed = {key: v for key, v in known.items() if v != flatten(content).get(key)}
         rows += [(f"restart {n}: {key}", value) for key, value in scrub(changed).items()]
     return [(str(key), show_value(value)) for key, value in rows]
+
+
+def within(rows: Iterable[tuple[str, Any]], most: int) -> list[tuple[str, Any]]:
+    """The first rows, of so many characters in all."""
+    shown = []
+    for row in rows:
+        most -= sum(len(str(cell)) for cell in row)
+        if most < 0:
+            shown.append(("... and more", row[1] if isinstance(row[1], int) else ""))
+            break
+        shown.append(row)
+    return shown
 
 
 def _raw(path: Path, start: int) -> tuple[str, int]:

@@ -45,6 +45,11 @@ COMMANDS = {
         "Proves that restarts of a project are exact.", "verify.command:verify", True
     ),
     "export": Command("Writes a session's weights alone.", "start.export_command:export", True),
+    "schema": Command(
+        "Writes what an editor checks and completes a config with.",
+        "start.schema_command:schema",
+        True,
+    ),
     "new": Command("Starts a project that trains at once.", "commands.new:new"),
     "sessions": Command("Lists all sessions in a table.", "commands.sessions:sessions"),
     "look": Command("Starts TensorBoard, with sessions called by tag.", "commands.look:look"),
@@ -53,6 +58,7 @@ COMMANDS = {
         "Shows what differs between sessions, and draws their curves.", "commands.compare:compare"
     ),
     "report": Command("Writes one page on sessions, to read or to send.", "commands.report:report"),
+    "completion": Command("Lets a shell complete command lines.", "commands.completion:completion"),
 }
 
 # `fit` with the option `--seeds`.
@@ -72,6 +78,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     export experiments/session_...               its weights alone; --onnx: the model as well
     check --config configs/digits.yaml           finds well-known silent mistakes beforehand
     verify --config configs/digits.yaml          proves that restarts of this project are exact
+    schema --config configs/digits.yaml          lets editors check and complete that file
     new NAME                                     starts a project that trains at once
     sessions                                     a table of all sessions
     sessions --over seed_everything              a row for each setting: mean and spread over seeds
@@ -79,6 +86,7 @@ Trains, tests and applies a project's model. Each run has a session folder.
     report SESSION ...                           one HTML page on them, to read or to send
     look                                         TensorBoard, with sessions called by their tags
     prune                                        what could be deleted; --yes deletes it
+    completion bash                              lets a shell complete all this; also zsh, fish
 
 Any key of a config file is an option as well and wins over the file:
 

@@ -32,7 +32,9 @@ file: send it, print it, read it on a phone."""
 _MOST_SESSIONS = 100
 _BESIDE = 4  # sessions that have a column each, others have a row
 _OPEN = 1  # sessions whose section is open at first
-_PICTURES, _TEXTS = 2_000_000, 800_000  # bytes of all sessions together
+_PICTURES, _TEXTS = 1_500_000, 1_000_000  # bytes of all sessions together
+_NUMBERS, _MOST_NUMBERS = 3000, 300  # of all sessions together, and of one
+_MOST_COLUMNS = 60  # of the table of sessions
 
 
 def report(argv: list[str]) -> int:
@@ -68,7 +70,8 @@ def make_page(records: Sequence[Record]) -> str:
     """The page on sessions."""
     records = list(records)
     labels = session_labels(records)
-    numbers = [read_numbers(record.path) for record in records]
+    most = min(_NUMBERS // len(records), _MOST_NUMBERS)
+    numbers = [read_numbers(record.path, most) for record in records]
     drawn = charts(records, numbers)
     limits = Limits(_PICTURES // len(records), _TEXTS // len(records))
     is_open = len(records) <= _OPEN
@@ -96,7 +99,7 @@ _NO_CURVES = element("p", "No numbers have been logged.")
 
 def _overview(records: list[Record], labels: list[str]) -> Html:
     """The table of scores and of the settings in which the sessions differ."""
-    columns = shown_columns(records)[1:]
+    columns = shown_columns(records)[1:_MOST_COLUMNS]
     titles = [breakable(column.title) for column in columns]
     if len(records) <= _BESIDE:
         rows = [[title, *column.cells] for title, column in zip(titles, columns, strict=True)]

@@ -1,11 +1,12 @@
 """KeepReport: keeps report.html of a session up to date."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning_trainer.base.results import in_training
 from lightning_trainer.run.state import RunState
 
-_LAST_S = 30.0  # that the end of a run waits for its page
+_LAST_S = 60.0  # that the end of a run waits for its page
+_REST = 20  # times what a page took, until the next one: of many numbers it takes seconds
 _PACKAGE = Path(__file__).parents[2]
 
 
@@ -22,7 +24,8 @@ class KeepReport(Callback):
     """Writes `report.html` into the session folder: the page of `report`, to be opened any time.
 
     Another process of the lowest priority writes it after a validation; each takes half a second
-    of a core. The last one is written when the run ends, however it does.
+    of a core, with a million rows of numbers 15 s. The last one is written when the run ends,
+    however it does.
 
     Args:
         minutes: At least so long between two pages.
@@ -31,15 +34,19 @@ class KeepReport(Callback):
     def __init__(self, minutes: float = 1.0) -> None:
         self.minutes = minutes
         self._process: subprocess.Popen[str] | None = None
+        self._page, self._clock_s, self._took_s = Path(), 0.0, 0.0  # the newest, begun when
         self._begun_s = 0.0  # by `monotonic`: the newest page, or the training
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._begun_s = monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        is_writing = self._process is not None and self._process.poll() is None
-        is_due = monotonic() - self._begun_s >= self.minutes * 60
-        if in_training(trainer) and trainer.is_global_zero and is_due and not is_writing:
+        if not (in_training(trainer) and trainer.is_global_zero):
+            return
+        if self._process and self._process.poll() is None:
+            return
+        self._end()
+        if monotonic() - self._begun_s >= max(self.minutes * 60, _REST * self._took_s):
             self._begin(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -56,6 +63,7 @@ class KeepReport(Callback):
         self._end()
         self._begun_s = monotonic()
         session = RunState.of(trainer, self).session.path
+        self._page, self._clock_s = session / "report.html", time()
         module = "lightning_trainer.commands.report"
         path = os.pathsep.join([str(_PACKAGE), os.environ.get("PYTHONPATH", "")])
         try:
@@ -82,6 +90,8 @@ class KeepReport(Callback):
         except subprocess.TimeoutExpired:
             process.kill()
             _, err = process.communicate()
+        with contextlib.suppress(OSError):
+            self._took_s = max(self._page.stat().st_mtime - self._clock_s, 0.0)
         if process.returncode:
             _warn_of_page(err.strip().rpartition("\n")[2] or f"exit code {process.returncode}")
 

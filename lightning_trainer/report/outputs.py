@@ -58,7 +58,7 @@ class WritePredictions(BasePredictionWriter):
         if not hasattr(pl_module, "prediction_columns"):
             return
         given = pl_module.prediction_columns(batch, prediction)
-        columns = {name: [*values] for name, values in given.items()}
+        columns = {name: _listed(values) for name, values in given.items()}
         n = len(next(iter(columns.values()), ()))
         before = len(self._columns.get("index", ()))
         index = batch_indices if len(batch_indices or ()) == n else None
@@ -100,6 +100,12 @@ class WritePredictions(BasePredictionWriter):
             print(f"Table saved to: {path}{_write_parquet(table, path)}", flush=True)
 
 
+def _listed(values: Any) -> list[Any]:
+    """The values of a column, those of tensors and arrays as numbers of Python."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
+
+
 def _suffix(data: str | None) -> str:
     return f"_{re.sub(r'[^A-Za-z0-9.-]', '_', Path(data).absolute().name)}" if data else ""
 
@@ -137,6 +143,9 @@ def _write_parquet(table: Mapping[str, Sequence[Any]], path: Path) -> str:
     except ImportError:
         return ""
     part = path.with_suffix(".parquet.tmp")
-    write_table(pyarrow.table(dict(table)), part)
+    try:
+        write_table(pyarrow.table(dict(table)), part)
+    except pyarrow.ArrowException as ex:  # e.g. of texts and numbers in one column
+        return f" (not as Parquet: {ex})"
     part.replace(path.with_suffix(".parquet"))
     return f" and {path.with_suffix('.parquet').name}"

@@ -80,7 +80,8 @@ class Summarise(RunCallback):
         score = (
             f"{format_number(best.score, 4)} at iteration {best.iteration}" if best else "none yet"
         )
-        by, reason = early_end(trainer)
+        is_early = self.run.iteration < self.run.n_iterations
+        by, reason = early_end(trainer) if is_early else ("", "")
         lines: list[tuple[str, Any]] = [
             *([("Stopped by", f"{by}: {reason}")] if by else []),
             ("Best score", score),

@@ -79,7 +79,7 @@ class Record:
         if run is None or run.command == "fit":
             ends = _natural(settings.get("trainer.max_steps"))
             record.max_steps = ends or (run.n_iterations if run else None)
-        step, newest = metrics.newest("timing/examples_per_s")
+        step, newest = (None, None) if has_told else metrics.newest("timing/examples_per_s")
         reached = [saved, step, run.iteration if run else None]
         record.iteration = max((n for n in reached if n is not None), default=None)
         record._add_times((run.times if run else None) or part(state, "times"), newest)
@@ -100,11 +100,11 @@ class Record:
 
     def _add_score(self, known: Mapping[str, Any], metrics: MetricsReader) -> None:
         """Takes the run's own word, else looks for the best one among the numbers."""
-        names = [n for n in metrics.names if n.startswith("val/") and not _is_loss(n)]
-        named = self.settings.get("model.score_name")
-        default = f"val/{named}" if named else next(iter(names), None)
-        name = known.get("name")
-        self.score_name = name if isinstance(name, str) else default
+        name, named = known.get("name"), self.settings.get("model.score_name")
+        if not isinstance(name, str):
+            names = [n for n in metrics.names if n.startswith("val/") and not _is_loss(n)]
+            name = f"val/{named}" if named else next(iter(names), None)
+        self.score_name = name
         of_loss = "min" if self.score_name and _is_loss(self.score_name) else None
         modes = [known.get("mode"), self.settings.get("model.score_mode"), of_loss]
         self.score_mode = next((mode for mode in modes if mode in ("max", "min")), None)

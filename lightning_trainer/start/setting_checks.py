@@ -33,6 +33,11 @@ def check_settings(
     for name, value in vars(config.trainer).items():
         if value != value:
             raise ValueError(f"`trainer.{name}` is {value}: give a number, or null for none")
+    if config.trainer.barebones:
+        raise ValueError(
+            "`trainer.barebones` is True, which is a trainer without a log, checkpoints and "
+            "validations: leave it out, or measure with a `pl.Trainer` of your own"
+        )
     check_nulls("model", config.model)
     check_nulls("data", config.data)
     _check_validations(config.trainer)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -195,6 +196,17 @@ def test_a_mean_is_over_the_iterations_that_all_have():
     assert spreads["n"].keys() == {"ab"}
     apart, _ = mean_curves({"n": {"a": ([1], [1.0]), "b": ([2], [3.0])}}, {"ab": ["a", "b"]})
     assert apart == {"n": {"ab": ([1, 2], [1.0, 3.0])}}
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
+def test_a_run_that_has_diverged_breaks_the_mean_off_and_not_the_command(lost, tmp_path):
+    curves = {"n": {"a": ([1, 2], [1.0, math.inf]), "b": ([1, 2], [3.0, lost])}}
+    means, spreads = mean_curves(curves, {"ab": ["a", "b"]})
+    steps, middle = means["n"]["ab"]
+    assert (steps, middle[0]) == ([1, 2], 2.0) and not math.isfinite(middle[1])
+    low, high = spreads["n"]["ab"]
+    assert low[0] < 2 < high[0] and math.isnan(low[1]) and math.isnan(high[1])
+    draw_curves(means, 0.5, tmp_path / "a.png", spreads=spreads)
 
 
 def test_a_band_is_drawn_around_the_mean(tmp_path):

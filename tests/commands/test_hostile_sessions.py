@@ -29,6 +29,9 @@ def test_a_bad_folder_is_a_row_of_the_table(run, first_half, tmp_path, monkeypat
             assert line.startswith(f"{session}: ")
         code, out, err = run("compare", session, place / MINE, "--output", tmp_path / "a.png")
         assert (code, "Traceback" in out + err) == (0, False)
+        code, out, err = run("report", place, "--output", tmp_path / "a.html")
+        assert (code, "Traceback" in out + err) == (0, False)
+        assert (tmp_path / "a.html").stat().st_size < 5e6
         assert not hostile.EXECUTED.exists()
         shutil.rmtree(session)
     assert (place / "precious/text").read_text() == "mine"

@@ -1,6 +1,8 @@
 """KeepReport: a session's report.html."""
 
+import os
 import subprocess
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +65,20 @@ def test_a_page_is_written_at_most_every_so_often_and_never_two_at_once(begun):
     processes[0].returncode = 0
     callback.on_validation_end(trainer)
     assert len(processes) == 2
+
+
+def test_a_page_that_takes_long_is_written_less_often(begun, tmp_path):
+    callback, trainer, clock, processes = begun
+    clock.now += 120
+    callback.on_validation_end(trainer)
+    processes[0].returncode = 0
+    page = tmp_path / "report.html"
+    page.touch()
+    os.utime(page, (0, time.time() + 10))  # it took 10 s: 200 s until the next
+    for seconds, n in ((190, 1), (202, 2)):
+        clock.now = 220.0 + seconds
+        callback.on_validation_end(trainer)
+        assert len(processes) == n
 
 
 def test_a_page_that_fails_is_one_warning_and_ends_no_run(begun):

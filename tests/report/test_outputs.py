@@ -4,13 +4,20 @@ import csv
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyData, TinyModule
 from folders import make_session
 
 from lightning_trainer.base.predicting import default_columns
-from lightning_trainer.report.outputs import _joined, _sorted
+from lightning_trainer.report.outputs import (
+    WritePredictions,
+    _as_csv,
+    _joined,
+    _sorted,
+    _write_parquet,
+)
 
 
 class Classes(TinyData):
@@ -104,6 +111,25 @@ def test_whatever_a_batch_holds_is_a_table_of_equal_lengths():
     assert columns({"label": torch.tensor([-100])}, torch.zeros(1, 2), ["a", "b"])["label"] == [
         -100
     ]
+
+
+def test_a_number_of_the_whole_batch_is_no_row():
+    batch, output = {"x": torch.zeros(3, 4)}, {"y": torch.zeros(3), "scale": torch.ones(1)}
+    assert columns(batch, output) == {"y_output": [0, 0, 0]}
+
+
+def test_tensors_and_arrays_are_columns_of_numbers():
+    given = {"a": torch.tensor([0.5, 2]), "b": np.float32([1, 3]), "c": [torch.tensor(4), None]}
+    writer = WritePredictions(SimpleNamespace())
+    module = SimpleNamespace(prediction_columns=lambda batch, output: given)
+    writer.write_on_batch_end(None, module, None, [0, 1], None, 0, 0)
+    assert _as_csv(writer._columns) == "index,a,b,c\n0,0.5,1,4\n1,2,3,\n"
+
+
+def test_what_parquet_can_not_hold_is_told_and_leaves_the_csv(tmp_path):
+    pytest.importorskip("pyarrow")
+    told = _write_parquet({"label": ["cat", -1]}, tmp_path / "predictions.csv")
+    assert told.startswith(" (not as Parquet: ") and not [*tmp_path.iterdir()]
 
 
 def test_the_rows_of_several_processes_are_in_the_order_of_the_data():

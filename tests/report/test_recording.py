@@ -128,6 +128,24 @@ def test_early_stopping_is_named_with_its_reason_and_the_printed_command_goes_on
     assert ended(session)[3] == 10
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.max_steps=4"],
+        ["--trainer.callbacks=null", "--trainer.val_check_interval=00:00:00:01"],
+    ],
+    ids=["EarlyStopping at the end", "validations by the clock"],
+)
+def test_a_run_that_has_done_all_its_iterations_was_stopped_by_nobody(
+    run, config, sessions, options
+):
+    early = config.with_name("early.yaml")
+    early.write_text(EARLY)
+    code, out, _ = run("fit", "--config", config, "--config", early, *options)
+    assert code == 0 and "\nFinished at iteration " in out and "Stopped by" not in out
+    assert ended(sessions()[0])[1].startswith("all ")
+
+
 def test_a_run_whose_time_is_over_says_so_and_asks_for_more(run, config, sessions, monkeypatch):
     asked = itertools.count()
     monkeypatch.setattr(Timer, "time_elapsed", lambda *_: 61.0 if next(asked) > 9 else 0.0)

@@ -192,6 +192,11 @@ def test_a_class_that_is_not_there_or_no_model_is_named(refuse, class_path, name
     assert named in message
 
 
+def test_a_trainer_without_checkpoints_and_validations_is_refused(refuse):
+    message = refuse("fit", "--trainer.barebones=true")
+    assert message.startswith("error: `trainer.barebones` is True, ") and "leave it out" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

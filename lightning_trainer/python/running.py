@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,14 @@ from lightning_trainer.session.secrets import hide
 from lightning_trainer.session.utf8 import as_utf8
 from lightning_trainer.start.cli import SessionCLI, run_trainer
 from lightning_trainer.start.failure import of_project
-from lightning_trainer.start.opening import HasEnded
+from lightning_trainer.start.launch import layout, n_processes
+from lightning_trainer.start.opening import HasEnded, is_started_by_run
 from lightning_trainer.start.parser import SessionParser
 
 _T = TypeVar("_T")
 _ERROR = "error: "
-_MAIN = "__main__."
+_MAIN = ("__main__.", "__mp_main__.")  # the second in a process that multiprocessing spawned
+_started_others: list[bool] = []  # has one, once this process has started others for a run
 _one_thread = threading.RLock()  # a run diverts the streams of the whole process
 
 
@@ -48,12 +51,24 @@ class PythonCLI(SessionCLI):
     is_called = True
 
     def before_instantiate_classes(self) -> None:
-        """Tells of classes that no other program finds."""
-        super().before_instantiate_classes()
+        """Tells of classes that no other program finds.
+
+        Raises:
+            ValueError: If the processes of the run would begin this one's script anew, and so with
+                a run before this one.
+        """
         config = self.config[self.subcommand]
+        if starts_others := n_processes(config.trainer.as_dict()) > 1 and not layout():
+            if _started_others:
+                raise ValueError(
+                    "this process has begun a run on several devices before, and what is started "
+                    "for another would begin with that one: start a process for each"
+                )
+            _started_others.append(starts_others)
+        super().before_instantiate_classes()
         own = [c.class_path for c in (config.model, config.data) if c.class_path.startswith(_MAIN)]
         if own and is_first_process():
-            names = " and ".join(f"`{path.removeprefix(_MAIN)}`" for path in own)
+            names = " and ".join(f"`{path.partition('.')[2]}`" for path in own)
             print(
                 f"{names}: defined in this notebook or script, which alone can go on with the "
                 "session or load it. The commands find classes of modules only",
@@ -111,7 +126,11 @@ def _raise(failed: _Failed) -> NoReturn:
 
 
 def fit_by_words(words: list[str]) -> Path:
-    """Runs `fit` by its command line; returns the session's folder, and raises as `run_command`."""
+    """Runs `fit` by its command line; returns the session's folder, and raises as `run_command`.
+
+    A process that Lightning has started for the run ends here: the program is the first one's.
+    """
+    is_helper = is_started_by_run()
 
     def run() -> Path:
         try:
@@ -119,4 +138,7 @@ def fit_by_words(words: list[str]) -> Path:
         except HasEnded as ended:
             return ended.folder
 
-    return run_command(run)
+    folder = run_command(run)
+    if is_helper:
+        sys.exit(0)
+    return folder

@@ -110,7 +110,7 @@ class Summarise(RunCallback):
         if session.best_checkpoint.exists():
             if is_called:
                 yield "To use", f"load({json.dumps(str(session.path))}).module"
-            if type(trainer.lightning_module).__module__ != "__main__":
+            if type(trainer.lightning_module).__module__ not in ("__main__", "__mp_main__"):
                 yield "To test", go_on_command("test", session.path)
 
 

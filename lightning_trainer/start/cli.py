@@ -213,7 +213,7 @@ class SessionCLI(LightningCLI):
             self.session.write_config(dump_settings(request.settings), secrets=request.secrets)
         super().instantiate_classes()
         require_begun(self.model, self.datamodule)
-        begin_step("`prepare_data`")
+        begin_step("`prepare_data`" if self.trainer.world_size == 1 else "the other processes")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Adds the session's loggers, callbacks and checkpoint writing to the config's own."""

@@ -100,6 +100,11 @@ def restart_of_job(config: Any, typed: str) -> Restart | None:
     return restart
 
 
+def is_started_by_run() -> bool:
+    """Whether Lightning has started this process on its machine, from the first one of a run."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0 and _SESSION_VARIABLE in os.environ
+
+
 def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:
     """Makes or reopens the folder, or finds it in a process that another one has started.
 
@@ -110,7 +115,7 @@ def open_folder(request: Request, stack: ExitStack) -> tuple[Session, bool]:
     Raises:
         ValueError: If the folder is in use and the run has to write.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and _SESSION_VARIABLE in os.environ:
+    if is_started_by_run():
         end_with_parent()
         return Session(os.environ[_SESSION_VARIABLE]), False
     if not is_first_process():

@@ -132,6 +132,11 @@ class SessionParser(LightningArgumentParser):
             return ". Give `--config FILE`, or `--ckpt_path FOLDER` to go on with a session"
         if refusal.lacks:
             module, name = refusal.lacks
+            if module in ("__main__", "__mp_main__"):
+                return (
+                    f": a notebook or script has defined `{name}`. Use the session there, or move "
+                    "the class to a module and name that in config.yaml"
+                )
             return did_you_mean(name, _module_names(module))
         wrong, path = refusal.unknown, refusal.class_path
         if not wrong:

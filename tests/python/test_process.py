@@ -20,6 +20,7 @@ from conftest import TinyData, TinyModule
 from tiny import Breaks, use_descriptors
 
 from lightning_trainer import RunError, fit, load
+from lightning_trainer.python import running
 from lightning_trainer.session import terminal
 
 TRAINER = {"accelerator": "cpu", "max_steps": 6, "val_check_interval": 3, "log_every_n_steps": 2}
@@ -227,3 +228,17 @@ def test_a_bar_is_drawn_where_a_row_can_be_drawn_again(monkeypatch, variables, i
     stream.isatty = lambda: is_terminal
     monkeypatch.setattr(sys, "stderr", stream)
     assert terminal.can_redraw() == can
+
+
+def test_a_second_run_that_would_start_processes_is_refused(given, monkeypatch):
+    monkeypatch.setattr(running, "_started_others", [True])
+    with pytest.raises(RunError, match="on several devices before"):
+        fit(given, trainer={"devices": 2})
+    assert fit(given).state == "finished"
+
+
+def test_a_process_that_was_started_for_a_run_ends_with_it(given, monkeypatch):
+    monkeypatch.setattr(running, "is_started_by_run", lambda: True)
+    with pytest.raises(SystemExit) as ended:
+        fit(given)
+    assert ended.value.code == 0

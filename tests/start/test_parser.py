@@ -386,3 +386,13 @@ def test_a_checkout_that_another_installed_one_hides_is_named(run, config, tmp_p
     code, _, err = run("fit", "--config", config, "--trainer.max_steps", "1")
     assert code == 0
     assert f"warning: `lightning_trainer` is {ROOT}/lightning_trainer, not {tmp_path}/" in err
+
+
+def test_a_class_of_a_notebook_is_refused_with_what_to_do(run, half):
+    config = half / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("tiny.Echo", "__main__.Gone"))
+    code, _, err = run("test", "--ckpt_path", half)
+    assert code == 2 and "has defined `Gone`" in err and "name that in config.yaml" in err
+    config.write_text(before)
+    assert run("validate", "--ckpt_path", half)[0] == 0

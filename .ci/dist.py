@@ -41,7 +41,7 @@ def faults(folder: Path) -> list[str]:
     wanted = tracked(NAME, "LICENSE", "README.md", "pyproject.toml", "MANIFEST.in")
     wrong += [f"{sdist.name}: {line}" for line in difference(files - made, wanted)]
     licences = {Path(name).name for name in names if "/licenses/" in name}
-    wanted_licences = {Path(name).name for name in tracked("*LICENSE")}
+    wanted_licences = {Path(name).name for name in tracked("LICENSE", f"{NAME}/*LICENSE")}
     return wrong + [f"{wheel.name}: {line}" for line in difference(licences, wanted_licences)]
 
 

@@ -125,7 +125,8 @@ def _tell_of_the_imports(line: CommandLine) -> None:
     """Prints a sign of life, unless the output is a help text or for a program to read."""
     from lightning_trainer.session.environment import is_first_process
 
-    is_read = any(re.match(r"--(print_\w+|format|([\w.]+\.)?help)\b|-h$", w) for w in line.others)
+    read = re.compile(r"--(print_\w+|format|([\w.]+\.)?help)\b|(--output=)?-$|-h$")
+    is_read = any(map(read.match, line.others))
     if sys.modules.get("torch") is None and is_first_process() and not is_read:
         print(f"Starting `{line.command}`: torch and lightning are imported", flush=True)
 

@@ -58,7 +58,7 @@ def draw(folder: Path, *options: str) -> list[Path]:
         if BROWSER:
             page = Path(sessions, "report.html")
             call("report", *RUNS, f"--folder={sessions}", f"--output={page}")
-            photograph(page.as_uri(), folder / "report.png", 1280, 760)
+            photograph(page.as_uri(), folder / "report.png", 1280, 920)
             draw_tensorboard(Path(sessions), folder / "tensorboard.png")
     return [output, *(folder / name for name in OF_SESSION)]
 
@@ -85,7 +85,7 @@ def draw_tensorboard(sessions: Path, path: Path, port: int = 16007) -> None:
                 except OSError:
                     pass
                 time.sleep(0.5)
-            photograph(f"{address}#custom_scalars", path, 1280, 640)
+            photograph(f"{address}#custom_scalars", path, 1280, 760)
         finally:
             server.terminate()
 

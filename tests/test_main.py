@@ -76,6 +76,8 @@ def test_help_version_and_mistakes_take_no_import_of_torch(arguments, code, out,
         ("fit --model.help=a.B", {}, ""),
         ("fit --help", {}, ""),
         ("check --format json", {}, ""),
+        ("schema --output -", {}, ""),
+        ("schema", {}, "Starting `schema`: torch and lightning are imported\n"),
         ("fit", {"LOCAL_RANK": "1"}, ""),
     ],
 )
@@ -205,3 +207,17 @@ def test_a_process_of_its_own_returns_nothing_to_its_console_script(config, monk
     assert main() is None
     monkeypatch.undo()
     atexit.unregister(gc.disable)
+
+
+@pytest.mark.skipif(sys.dont_write_bytecode, reason="each start compiles the library")
+@pytest.mark.parametrize(
+    "words", ["", "--help", "--version", "fitt", "completion --words fit --config configs/digits.y"]
+)
+def test_what_needs_no_torch_takes_little_of_a_processor(words):
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "cli.py", *words.split()], cwd=ROOT, capture_output=True)
+        after = os.times()
+        return after[2] + after[3] - before[2] - before[3]
+
+    assert min(seconds() for _ in range(3)) < 0.15

@@ -17,7 +17,7 @@ from lightning_trainer.internals import validation_is_due
 from lightning_trainer.internals_of_hooks import call_hooks, skip_hooks
 from lightning_trainer.internals_of_logging import call_after_batch
 from lightning_trainer.run.schedule import catch_up
-from lightning_trainer.run.state import RULE, RunCallback
+from lightning_trainer.run.state import RunCallback, rule
 
 
 class SaveCheckpoints(RunCallback, Checkpoint):
@@ -96,7 +96,7 @@ class SaveCheckpoints(RunCallback, Checkpoint):
         if trainer.is_global_zero:
             kept = run.improved and run.best is run.newest_best
             saved = f"Model saved to: {best}\n" if kept else ""
-            print(f"{saved}\n{RULE}", flush=True)
+            print(f"{saved}\n{rule()}", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.is_global_zero:

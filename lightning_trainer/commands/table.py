@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _GAP = "  "
-_SHORTEST = 16  # characters that a shortened cell keeps
+_SHORTEST = 14  # characters that a shortened cell keeps
 _LONGEST = 1000  # characters of a cell
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_trainer.images.pixel_file import PixelFile, describe_files
+from lightning_trainer.report.bar import new_bar
 from lightning_trainer.session.extras import install_command
+from lightning_trainer.session.terminal import can_redraw
 
 _WORTH_S = 1.0  # what is decoded sooner is not kept
 _BATCH_BYTES = 2**20  # workers hold two each in shared memory, of which a container may have 64 MB
@@ -74,9 +76,13 @@ def _decode_all(found: Any, shape: tuple[int, ...]) -> Tensor:
     a_batch = min(len(images) // max(n_cores, 1), _BATCH_BYTES // images[0].nbytes) or 1
     # The generator is its own: what a run draws must not depend on whether this was needed.
     own = torch.Generator()
-    for some, _ in DataLoader(found, a_batch, num_workers=n_cores, generator=own):
-        images[n : n + len(some)] = some
-        n += len(some)
+    loader = DataLoader(found, a_batch, num_workers=n_cores, generator=own)
+    is_shown = can_redraw() and not getattr(rank_zero_only, "rank", 0)
+    with new_bar(len(found), delay=2, leave=False, disable=not is_shown) as bar:
+        for some, _ in loader:
+            images[n : n + len(some)] = some
+            n += len(some)
+            bar.update(len(some))
     return images
 
 

@@ -5,8 +5,16 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
-from lightning_trainer.run.state import RunCallback
+from lightning_trainer.run.state import RunCallback, rule
 from lightning_trainer.session.terminal import can_redraw
+
+# As wide on each terminal of 60 columns and more, so that log.txt is the same everywhere.
+_FORMAT = "{percentage:3.0f}%|{bar:16}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+def new_bar(total: float, **options: Any) -> Any:
+    """A bar of tqdm, with more options of it; asks nothing of a terminal that tells no width."""
+    return tqdm(total=total, bar_format=_FORMAT, ncols=len(rule()), **options)
 
 
 class EvaluationBar(RunCallback):
@@ -46,4 +54,4 @@ class EvaluationBar(RunCallback):
 
     def _start(self, trainer: pl.Trainer, n_batches: list[int | float]) -> None:
         if trainer.is_global_zero and can_redraw() and not trainer.progress_bar_callback:
-            self._bar = tqdm(total=sum(n_batches), dynamic_ncols=True)
+            self._bar = new_bar(sum(n_batches))

@@ -9,7 +9,7 @@ from lightning_trainer.base.results import LogResults, in_training
 from lightning_trainer.base.scoring import describe_score, score_direction
 from lightning_trainer.report.log_line import format_loss, print_title
 from lightning_trainer.report.loggers import log_to_all
-from lightning_trainer.run.state import RULE, Best, RunCallback, RunState
+from lightning_trainer.run.state import Best, RunCallback, RunState, rule
 from lightning_trainer.session.checkpoint_header import layer_state
 from lightning_trainer.session.number import format_number
 
@@ -79,7 +79,7 @@ class ReportEvaluation(LogResults, RunCallback):
         if trainer.is_global_zero:
             self._print_loss(trainer, results, "test")
             self._print_metrics(results, pl_module)
-            print(RULE, flush=True)
+            print(rule(), flush=True)
         log_to_all(trainer, results, self.run.restored_iteration)
 
     def _compare(self, trainer: pl.Trainer, name: str, score: float, mode: str | None) -> None:

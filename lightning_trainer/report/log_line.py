@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from lightning_trainer.run.state import RULE, Progress
+from lightning_trainer.run.state import Progress, rule
 from lightning_trainer.session.number import format_number
 
 
@@ -37,4 +37,4 @@ def format_duration(seconds: float) -> str:
 
 def print_title(title: str) -> None:
     """Prints `title` between two rules."""
-    print(f"{RULE}\n{title}\n{RULE}", flush=True)
+    print(f"{rule()}\n{title}\n{rule()}", flush=True)

@@ -10,7 +10,8 @@ from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.run.state import RunCallback
 from lightning_trainer.session.slow_start import begin_step, current_watch
 
-_SILENT_S = 2.0
+_SILENT_S = 2.0  # after the first iteration
+_SOON_S = 5.0  # a line that comes so soon needs no other before it
 
 
 class TellOfStart(RunCallback):
@@ -65,8 +66,9 @@ class TellOfStart(RunCallback):
             return False  # a line is there, or none is wanted
         if now_s - self._first[1] < _SILENT_S:
             return True
-        print(f"{self._so_far(iteration, self._first)}\n", end="", flush=True)
-        return False
+        line = self._so_far(iteration, self._first)
+        print(line, end="", flush=True)
+        return not line
 
     def _so_far(self, iteration: int, first: tuple[int, float]) -> str:
         since = first if self._seen != first else self._started  # with what the first one prepares
@@ -74,8 +76,10 @@ class TellOfStart(RunCallback):
         next_line = (iteration // self._interval + 1) * self._interval
         if math.isfinite(self.run.n_iterations):
             next_line = min(next_line, int(self.run.n_iterations))
-        left = format_duration((next_line - iteration) * each_s)
+        left_s = (next_line - iteration) * each_s
+        if left_s < _SOON_S:
+            return ""
         return (
             f"Iterations so far: {iteration - self._started[0]}, {each_s:.1f} s each: the next "
-            f"line comes at iteration {next_line}, in about {left}"
+            f"line comes at iteration {next_line}, in about {format_duration(left_s)}\n"
         )

@@ -16,7 +16,7 @@ from lightning_trainer.checkpoints.early import early_end, options_to_go_on
 from lightning_trainer.report.log_line import format_duration
 from lightning_trainer.report.speed import speed_line
 from lightning_trainer.report.usage import describe_use
-from lightning_trainer.run.state import RULE, RunCallback, RunTimes
+from lightning_trainer.run.state import RunCallback, RunTimes, rule
 from lightning_trainer.session.folder import go_on_command, look_command
 from lightning_trainer.session.number import format_number
 from lightning_trainer.session.run_record import RunRecord
@@ -66,7 +66,7 @@ class Summarise(RunCallback):
         self._training = False
         if not trainer.is_global_zero:
             return
-        print(f"{title}\n{RULE}")
+        print(f"{title}\n{rule()}")
         for name, value in self._lines(trainer):
             print(f"{name + ':':<14} {value}")
         data_s, update_s = self.run.times.data_s, self.run.times.update_s

@@ -239,15 +239,18 @@ class RunState:
         return cls._of_trainer[trainer]
 
 
-def _columns() -> int:
-    """Of the terminal, if there is one. The variable COLUMNS may be another program's."""
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or _RULE  # type: ignore[union-attr]
-    return _RULE
-
-
 _RULE = 82  # characters
-RULE = "-" * min(_RULE, _columns())  # between the blocks of the log
+
+
+def rule() -> str:
+    """What stands between the blocks of the log, no wider than the terminal is now.
+
+    The variable COLUMNS may be another program's.
+    """
+    columns = 0
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        columns = os.get_terminal_size(sys.__stdout__.fileno()).columns  # type: ignore[union-attr]
+    return "-" * min(_RULE, columns or _RULE)
 
 
 class RunCallback(Callback):

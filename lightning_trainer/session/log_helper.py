@@ -17,6 +17,8 @@ import sys
 import termios
 import time
 
+_RULE = 82  # characters of a line between two blocks of the log
+_DASHES = b"-" * 20  # in a line between two blocks on the narrowest terminal
 _LONGEST = 2**20  # bytes of an unfinished line in memory
 
 _ESCAPE = re.compile(  # CSI (colours, cursor); OSC and the like (titles, links); the short ones
@@ -83,7 +85,8 @@ class LogCopier:
                     data = b""
                 _write(self.routes[reader], data)
                 if data:
-                    self._file(self._hide(_readable(partial[reader], data)))
+                    text = _with_whole_rules(_readable(partial[reader], data), self.routes[reader])
+                    self._file(self._hide(text))
                 else:
                     poll.unregister(reader)
                     last = _last_frame(bytes(partial.pop(reader)))
@@ -130,6 +133,19 @@ class LogCopier:
             return
         os.dup2(new, self.log, inheritable=False)
         os.close(new)
+
+
+def _with_whole_rules(text: bytes, terminal: int) -> bytes:
+    """Gives a line of dashes that was as wide as a narrow terminal the width of any other log."""
+    if _DASHES not in text:
+        return text
+    try:
+        columns = os.get_terminal_size(terminal).columns
+    except OSError:
+        return text
+    if not len(_DASHES) <= columns < _RULE:
+        return text
+    return re.sub(rb"(?m)^-{%d}$" % columns, b"-" * _RULE, text)
 
 
 def _write(fd: int, data: bytes) -> tuple[int, str]:

@@ -1,6 +1,5 @@
 """Gives back what a run changes in its process, however it ends."""
 
-import gc
 import multiprocessing
 import os
 import random
@@ -27,7 +26,6 @@ def keep_process(stack: ExitStack) -> None:
         stack.callback(_set_variable, name, os.environ.get(name))
     start_method = multiprocessing.get_start_method(allow_none=True)
     stack.callback(multiprocessing.set_start_method, start_method, force=True)
-    stack.callback(gc.enable if gc.isenabled() else gc.disable)
 
 
 def hide_absent_gpus(stack: ExitStack) -> None:
@@ -72,7 +70,12 @@ def _keep_torchs_settings(stack: ExitStack) -> None:
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     is_on = torch.are_deterministic_algorithms_enabled()
     stack.callback(torch.use_deterministic_algorithms, is_on, warn_only=only_warns)
-    stack.callback(torch.set_num_threads, torch.get_num_threads())
+    stack.callback(_set_threads, torch.get_num_threads())
+
+
+def _set_threads(number: int) -> None:
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
 
 
 def _set_variable(name: str, value: str | None) -> None:

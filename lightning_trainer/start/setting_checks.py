@@ -24,15 +24,10 @@ def check_settings(
     """
     if restart is None:
         _check_variables(config.as_dict())
-    check_tag(config.tag)
-    if not config.output_path:
-        raise ValueError("`output_path` is empty: give the folder that holds the sessions")
+    _check_paths(config, secrets)
     if not isinstance(config.trainer, Namespace):
         raise ValueError(f"`trainer` is {config.trainer!r}: it must be a group of settings")
     check_complete(config.as_dict())
-    for name in ("tag", "output_path"):
-        if hide(config[name], secrets) != config[name]:
-            raise ValueError(f"`{name}` has a secret in it, which paths would show: give another")
     for name, value in vars(config.trainer).items():
         if value != value:
             raise ValueError(f"`trainer.{name}` is {value}: give a number, or null for none")
@@ -55,6 +50,15 @@ def check_settings(
             f"nothing left to do: iteration {done} of {wanted} is reached. To go on, raise "
             f"`--trainer.max_steps` above {done}"
         )
+
+
+def _check_paths(config: Any, secrets: Sequence[str]) -> None:
+    check_tag(config.tag)
+    if not config.output_path:
+        raise ValueError("`output_path` is empty: give the folder that holds the sessions")
+    for name in ("tag", "output_path"):
+        if hide(config[name], secrets) != config[name]:
+            raise ValueError(f"`{name}` has a secret in it, which paths would show: give another")
 
 
 def _check_variables(settings: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ import scripted
 import torch
 from scripted import PROJECT, training_log, validated
 
-from lightning_trainer.report.evaluation import RULE
+from lightning_trainer.run.state import rule
+
+RULE = rule()
 
 NAN = float("nan")
 

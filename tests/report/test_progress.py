@@ -12,9 +12,10 @@ from restarts import Killed
 from scripted import PROJECT, training_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_trainer.report.evaluation import RULE
 from lightning_trainer.report.log_line import format_line
-from lightning_trainer.run.state import Progress
+from lightning_trainer.run.state import Progress, rule
+
+RULE = rule()
 
 LINE = Progress(
     iteration=100,

@@ -34,6 +34,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(slow_start, "_LONG_S", 0.15)
     monkeypatch.setattr(slow_start, "_POLL_S", 0.01)
     monkeypatch.setattr(starting, "_SILENT_S", 0.15)
+    monkeypatch.setattr(starting, "_SOON_S", 0.0)
 
 
 SLOW = ["--model=test_starting.SlowModule", "--data=test_starting.SlowData"]
@@ -54,7 +55,7 @@ def test_each_slow_step_is_told_once_while_it_runs_and_all_are_summed_up(run, co
         f"Waiting for {name}" for name in names
     ]
     [overview] = [line for line in lines if line.startswith("The start took ")]
-    assert re.search(r"`create_data` 0\.[3-9] s, `create_model` 0\.[3-9] s, the check", overview)
+    assert re.search(r"`create_data` 0\.[3-9] s, `create_model` 0\.[3-9] s, ", overview)
     assert lines.index(f"Waiting for {names[0]} (0 s so far)") < lines.index(overview)
 
 

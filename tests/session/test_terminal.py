@@ -83,8 +83,9 @@ def read_screen(screen: int, until: bytes | None = None) -> bytes:
     return seen
 
 
-def run_in_terminal(script: str, log: Path) -> tuple[int, bytes]:
+def run_in_terminal(script: str, log: Path, columns: int = 80) -> tuple[int, bytes]:
     screen, tty = open_terminal()
+    resize(screen, 24, columns)
     process = popen(script, log, stdin=tty, stdout=tty, stderr=tty)
     os.close(tty)
     seen = read_screen(screen)
@@ -773,3 +774,11 @@ def test_a_line_without_end_is_bounded_in_memory(tmp_path: Path, piece: bytes) -
     else:
         text = (tmp_path / "log.txt").read_bytes().replace(b"\n", b"")
         assert text == piece * (2**20 // len(piece)) * 16
+
+
+@pytest.mark.parametrize(("columns", "filed_as"), [(60, 82), (82, 60), (200, 60), (0, 60)])
+def test_a_line_as_wide_as_a_narrow_terminal_is_filed_as_wide_as_any(tmp_path, columns, filed_as):
+    log, script = tmp_path / "log.txt", 'with log: print("-" * 60, "-" * 30, sep="\\n")'
+    _, seen = run_in_terminal(script, log, columns)
+    assert seen == b"-" * 60 + b"\r\n" + b"-" * 30 + b"\r\n"
+    assert log.read_text() == f"{'-' * filed_as}\n{'-' * 30}\n"

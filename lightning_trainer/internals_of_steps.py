@@ -86,6 +86,7 @@ class DirectLoop:
         loop.on_run_start(fetcher)
         fetcher._start_profiler = fetcher._stop_profiler = _nothing
         self._begin_epoch()
+        is_first = True
         while not self._is_done():
             restarts = loop._restarting
             try:
@@ -97,8 +98,9 @@ class DirectLoop:
             except StopIteration:
                 break
             finally:
-                if restarts:
+                if restarts or is_first:  # where a restart came in is over
                     loop.on_iteration_done()
+                    is_first = False
 
     def _begin_epoch(self) -> None:
         """Looks up what does not change within an epoch."""

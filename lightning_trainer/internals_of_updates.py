@@ -91,6 +91,7 @@ class DirectUpdate:
         self.optimiser = self.trainer.optimizers[0]
         step = self.module.training_step
         self.takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
+        self.has_clipping = defines(self.module, LightningModule, "clip_gradients")
 
     def run(self, batch: Any, index: int) -> dict[str, Any]:
         """One iteration; returns what `training_step` returned, with the loss detached."""
@@ -191,7 +192,7 @@ class DirectUpdate:
         self.hooks.of_module("on_before_optimizer_step", optimiser)
         value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
         clips_itself = defines(self.module, LightningModule, "configure_gradient_clipping")
-        if clips_itself or value is not None:
+        if clips_itself or self.has_clipping or value is not None:
             clip = {"gradient_clip_val": value, "gradient_clip_algorithm": algorithm}
             self.hooks.of_module("configure_gradient_clipping", optimiser, **clip)
         return loss

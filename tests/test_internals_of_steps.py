@@ -1,5 +1,6 @@
 """The direct loop does what Lightning's own does: hooks, arguments, counters, weights."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -206,6 +207,11 @@ class Clipping(Model):
         self.clip_gradients(optimizer, 0.05, "value")
 
 
+class ClippingBelow(Model):
+    def clip_gradients(self, optimizer: Any, *args: Any, **options: Any) -> None:
+        super().clip_gradients(optimizer, 0.05, "value")
+
+
 class Stepping(Model):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:
         optimizer.step(closure=closure)
@@ -280,6 +286,7 @@ CASES = {
     "clipped by norm": (Overriding, {"gradient_clip_val": 0.1}),
     "clipped by value": (Model, {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}),
     "clipped by the module": (Clipping, {}),
+    "clipped by what the hook calls": (ClippingBelow, {}),
     "accumulated": (Overriding, {"accumulate_grad_batches": 3}),
     "bfloat16": (Model, {"precision": "bf16-mixed"}),
     "float16": (Overriding, {"plugins": [MixedPrecision("16-mixed", "cpu")]}),
@@ -308,14 +315,16 @@ CASES = {
 }
 
 
-def trained(kind: type[Model], options: dict[str, Any], direct: bool) -> dict[str, Any]:
+def trained(
+    kind: type[Model], options: dict[str, Any], direct: bool, ckpt_path: Path | None = None
+) -> dict[str, Any]:
     recorder = Recorder(direct)
     quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
     quiet |= {"num_sanity_val_steps": 0, "enable_model_summary": False, "accelerator": "cpu"}
     module = kind()
     torch.manual_seed(1)  # of dropout
     trainer = pl.Trainer(**{"callbacks": [recorder], "max_epochs": 3, **quiet, **options})
-    trainer.fit(module)
+    trainer.fit(module, ckpt_path=ckpt_path)
     assert recorder.took_over == direct
     others = [c.calls for c in trainer.callbacks if isinstance(c, Recorder)]
     return {
@@ -337,6 +346,21 @@ def test_hooks_arguments_counters_and_weights_are_those_of_lightnings_loop(case)
     assert len(direct["calls"][0]) > 10
     for name, value in direct.items():
         assert same(value, lightnings[name]), name
+
+
+class SavesFirst(Model):
+    file: Path
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if not self.file.exists():
+            self.trainer.save_checkpoint(self.file)
+
+
+def test_the_counters_after_a_restart_are_those_of_lightnings_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(SavesFirst, "file", tmp_path / "begun.ckpt", raising=False)
+    trained(SavesFirst, {"max_epochs": 1}, direct=False)
+    ours, lightnings = (trained(Model, {}, direct, SavesFirst.file) for direct in (True, False))
+    assert ours["counts"] == lightnings["counts"]
 
 
 class Manual(Model):

@@ -18,7 +18,11 @@ PLAIN = ["-c", "import torch, lightning.pytorch"]
 # What is started, and the line until which the time counts: empty for the end of the process.
 COMMANDS = {
     "import torch, lightning.pytorch": (PLAIN, ""),
+    "bare": (["cli.py"], ""),
     "`--help`": (["cli.py", "--help"], ""),
+    "`--version`": (["cli.py", "--version"], ""),
+    "an unknown command": (["cli.py", "fitt"], ""),
+    "completion of a word": (["cli.py", "completion", "--words", *FIT[1:], "--"], ""),
     "`fit --help`": (["cli.py", "fit", "--help"], ""),
     "a misspelt key": ([*FIT, "--trainer.max_stepss=1"], ""),
     "a config that is not there": (["cli.py", "fit", "--config", "configs/none.yaml"], ""),

@@ -8,7 +8,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -191,6 +193,20 @@ def option_names(parser: argparse.ArgumentParser) -> set[str]:
         if isinstance(action, argparse._SubParsersAction):
             names.update(action.choices, *map(option_names, action.choices.values()))
     return names
+
+
+def prefer_whole_numbers(parser: argparse.ArgumentParser) -> None:
+    """Lets each option that takes whole numbers and fractions keep a whole one.
+
+    Python 3.10: typing gives an equal `Optional[Union[float, int]]` that was made before, e.g. by
+    torchmetrics, for Lightning's `Optional[Union[int, float]]`. jsonargparse 4.53 takes the first
+    type of an option, `_typehint`, that fits: of `limit_train_batches` 1, a batch, it makes 1.0,
+    all of them.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if int in kinds and float in kinds:
+            vars(action)["_typehint"] = reduce(or_, sorted(kinds, key=lambda k: k is not int))
 
 
 def root_cause(ex: BaseException) -> BaseException:

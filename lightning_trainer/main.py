@@ -80,6 +80,7 @@ def _run(argv: list[str], is_own: bool) -> "TrainedSession | None":
     command = COMMANDS[line.command]
     if command.imports_project:
         _check_config_files(line)
+        _check_environment(line.command)
         if is_own:
             add_current_folder()
         if any(word.partition("=")[0] == "--seeds" for word in line.others):
@@ -124,7 +125,8 @@ def _tell_of_the_imports(line: CommandLine) -> None:
     """Prints a sign of life, unless the output is a help text or for a program to read."""
     from lightning_trainer.session.environment import is_first_process
 
-    is_read = any(re.match(r"--(print_\w+|format|([\w.]+\.)?help)\b|-h$", w) for w in line.others)
+    read = re.compile(r"--(print_\w+|format|([\w.]+\.)?help)\b|(--output=)?-$|-h$")
+    is_read = any(map(read.match, line.others))
     if sys.modules.get("torch") is None and is_first_process() and not is_read:
         print(f"Starting `{line.command}`: torch and lightning are imported", flush=True)
 
@@ -136,6 +138,22 @@ def _check_config_files(line: CommandLine) -> None:
         is_local = name.endswith((".yaml", ".yml")) and "://" not in name
         if is_local and not is_yaml_itself and (fault := _find_fault(Path(name).expanduser())):
             CommandParser(line.command).error(f"`--config` is {name!r}{fault}")
+
+
+def _check_environment(command: str) -> None:
+    """Refuses variables that are called as a setting: they would have no effect."""
+    for name in os.environ:
+        if found := re.fullmatch(
+            r"LIGHTNING_TRAINER_(?:(?:FIT|TEST|PREDICT|VALIDATE)__)?(.+)", name
+        ):
+            from lightning_trainer.commands.completion import known_options
+
+            key = found[1].lower().replace("__", ".")
+            if f"--{key.partition('.')[0]}" in known_options("fit"):
+                CommandParser(command).error(
+                    f"`{name}` is in the environment, where no settings are read: unset it, and "
+                    f'give --{key} "${name}"'
+                )
 
 
 def _find_fault(path: Path) -> str:

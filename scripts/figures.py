@@ -58,7 +58,7 @@ def draw(folder: Path, *options: str) -> list[Path]:
         if BROWSER:
             page = Path(sessions, "report.html")
             call("report", *RUNS, f"--folder={sessions}", f"--output={page}")
-            photograph(page.as_uri(), folder / "report.png", 1280, 760)
+            photograph(page.as_uri(), folder / "report.png", 1280, 920)
             draw_tensorboard(Path(sessions), folder / "tensorboard.png")
     return [output, *(folder / name for name in OF_SESSION)]
 
@@ -85,13 +85,13 @@ def draw_tensorboard(sessions: Path, path: Path, port: int = 16007) -> None:
                 except OSError:
                     pass
                 time.sleep(0.5)
-            photograph(f"{address}#custom_scalars", path, 1280, 640)
+            photograph(f"{address}#custom_scalars", path, 1280, 760)
         finally:
             server.terminate()
 
 
 def draw_cifar_fast(path: Path) -> None:
-    """Accuracy over seconds, with the times to 0.624 that README tells."""
+    """Accuracy over seconds, with the times to 0.624 that docs/speed.md tells."""
     results = (ROOT / "benchmarks/RESULTS.md").read_text()
     curves: dict[str, list[tuple[float, float]]] = {}
     for name, seconds, accuracy in rows_of(results, "Accuracy over seconds", 3):

@@ -174,7 +174,8 @@ def test_each_session_has_its_last_value_beside_the_curve(board, find, name):
 
 
 def test_training_and_validation_are_drawn_into_one_chart_of_loss_and_one_of_score(find):
-    find("#custom_scalars", r"train, val, test 2 loss .*Matches \(4\) accuracy .*Matches \(4\)")
+    score = r"accuracy, higher is better .*Matches \(4\)"
+    find("#custom_scalars", rf"train, val, test 2 loss .*Matches \(4\) {score}")
 
 
 def test_each_picture_is_shown_for_each_session(board, find):

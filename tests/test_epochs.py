@@ -1,5 +1,7 @@
 """Runs that are measured in epochs go on bitwise, and each epoch is as long as asked for."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import TinyData, TinyModule
@@ -102,6 +104,22 @@ def test_stopped_at_an_epochs_end_and_again_it_goes_on_bitwise(
     for n in (9, 14):
         go_on("--ckpt_path", str(second / str(n)))
         assert same(result(second / str(n)), result(sessions()[0]))
+
+
+class SavesAtStart(EpochModule):
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.trainer.save_checkpoint(f"{self.trainer.default_root_dir}/{self.current_epoch}.ckpt")
+
+
+def test_what_a_hook_saves_at_the_start_of_an_epoch_goes_on_with_all_of_it(fit, sessions, tmp_path):
+    begin, go_on = fit
+    begin(*EPOCHS, "--model=test_epochs.SavesAtStart")
+    expected, all_calls = result(sessions()[0]), [*calls]
+    session = shutil.copytree(sessions()[0], tmp_path / "session")
+    go_on("--ckpt_path", str(session / "1.ckpt"))
+    assert same(result(session), expected)
+    assert calls == all_calls[2:]
 
 
 def test_more_epochs_go_on_as_one_longer_run(fit, sessions):

@@ -31,6 +31,7 @@ from lightning_trainer.internals import (
     is_open,
     let_step_unscale,
     option_names,
+    prefer_whole_numbers,
     reopen,
     restore_loaders,
     root_cause,
@@ -215,6 +216,15 @@ def test_the_names_of_a_parser_are_its_options_its_commands_and_their_options():
     commands = parser.add_subparsers()
     commands.add_parser("fit").add_argument("--tag")
     assert option_names(parser) == {"h", "help", "c", "config", "fit", "tag"}
+
+
+def test_an_option_of_whole_numbers_and_fractions_keeps_a_whole_one():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--limit", type=float | int | None)
+    assert repr(parser.parse_args(["--limit=1"]).limit) == "1.0"  # else it is no longer needed
+    prefer_whole_numbers(parser)
+    read = [parser.parse_args([f"--limit={text}"]).limit for text in ("1", "1.0", "0.5", "null")]
+    assert repr(read) == "[1, 1.0, 0.5, None]"
 
 
 def test_a_null_is_refused_by_the_words_that_are_looked_for():

@@ -76,6 +76,8 @@ def test_help_version_and_mistakes_take_no_import_of_torch(arguments, code, out,
         ("fit --model.help=a.B", {}, ""),
         ("fit --help", {}, ""),
         ("check --format json", {}, ""),
+        ("schema --output -", {}, ""),
+        ("schema", {}, "Starting `schema`: torch and lightning are imported\n"),
         ("fit", {"LOCAL_RANK": "1"}, ""),
     ],
 )
@@ -169,6 +171,29 @@ def test_the_recorded_command_is_the_one_that_started_the_package(monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("LIGHTNING_TRAINER_TAG", "tag"),
+        ("LIGHTNING_TRAINER_FIT__TRAINER__MAX_STEPS", "trainer.max_steps"),
+        ("LIGHTNING_TRAINER_MODEL__LEARNING_RATE", "model.learning_rate"),
+    ],
+)
+def test_a_setting_in_the_environment_is_refused(run, config, monkeypatch, name, option):
+    monkeypatch.setenv(name, "a")
+    code, out, err = run("fit", "--config", config)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[0].endswith(f'unset it, and give --{option} "${name}"')
+
+
+def test_other_variables_are_let_alone(run, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_TRAINER_SESSION", "a")
+    monkeypatch.setenv("LIGHTNING_TRAINER_HOME", "a")
+    assert run("fit", "--config", "no.yaml")[2].startswith("error: `--config` is 'no.yaml'")
+    assert run("fit", "--tag", "a b")[2].startswith("error: ")
+    assert "environment" not in run("fit", "--tag", "a b")[2]
+
+
 def test_from_python_it_returns_the_session(config):
     trained = main(["fit", "--config", str(config), "--trainer.max_steps=5"])
     assert (trained.iteration, trained.score_name) == (5, "val/accuracy")
@@ -182,3 +207,17 @@ def test_a_process_of_its_own_returns_nothing_to_its_console_script(config, monk
     assert main() is None
     monkeypatch.undo()
     atexit.unregister(gc.disable)
+
+
+@pytest.mark.skipif(sys.dont_write_bytecode, reason="each start compiles the library")
+@pytest.mark.parametrize(
+    "words", ["", "--help", "--version", "fitt", "completion --words fit --config configs/digits.y"]
+)
+def test_what_needs_no_torch_takes_little_of_a_processor(words):
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "cli.py", *words.split()], cwd=ROOT, capture_output=True)
+        after = os.times()
+        return after[2] + after[3] - before[2] - before[3]
+
+    assert min(seconds() for _ in range(3)) < 0.15

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -72,16 +71,6 @@ def bin_folder(wheel, tmp_path_factory) -> Path:
     done = sh(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel)
     assert done.returncode == 0, done.stderr
     return venv / "bin"
-
-
-def test_the_wheel_has_the_library_with_its_data_and_nothing_else(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"lightning_trainer"}
-    held = {name for name in names if ".dist-info/" not in name}
-    tracked = subprocess.run(
-        ["git", "ls-files", "lightning_trainer"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
-    assert held == {*tracked}
 
 
 @pytest.mark.parametrize("way", ["lightning-trainer", "python -m lightning_trainer"])

@@ -41,9 +41,10 @@ def find_leftovers(project: Project) -> Iterator[Finding]:
             "lower `trainer.val_check_interval`",
         )
     limits = ("limit_train_batches", "limit_val_batches", "overfit_batches")
-    for name in limits:
+    for name in () if trainer.fast_dev_run else limits:
         limit = getattr(trainer, name)
-        if limit in (None, 1.0, 0) or (name == "limit_val_batches" and trainer.overfit_batches):
+        is_all = limit is None or (limit == 1 and isinstance(limit, float))  # 1 is one batch
+        if is_all or not limit or (name == "limit_val_batches" and trainer.overfit_batches):
             continue
         mode = "val" if "val" in name else "train"
         whole = math.ceil(project.size(mode) / max(1, getattr(project.data, "batch_size", 1)))

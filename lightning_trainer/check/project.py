@@ -123,15 +123,19 @@ class Project(Supply):
             with self.training(seed), torch.enable_grad():
                 self.module.training_step(batch, batch_idx)
             return None
-        loss = self.trained_loss(batch, seed)
-        for optimiser in self.optimisers:
+        [optimiser] = self.optimisers
+        losses: list[Any] = []
+
+        def closure() -> Any:  # which LBFGS calls several times
+            losses.append(self.trained_loss(batch, seed))
             optimiser.zero_grad()
-        loss.backward()
-        if clip := self.trainer.gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.held, clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
-        return loss.detach()
+            losses[-1].backward()
+            if clip := self.trainer.gradient_clip_val:
+                torch.nn.utils.clip_grad_norm_(self.held, clip)
+            return losses[-1]
+
+        optimiser.step(closure=closure)
+        return losses[0].detach()
 
     @contextlib.contextmanager
     def evaluating(self, seed: int) -> Iterator[None]:

@@ -110,12 +110,13 @@ class Supply:
     def batch(self, mode: str = "train", size: int = 13, skip: int = 0) -> Any:
         """A batch of its own on the device, of other samples for another `skip`.
 
-        It is smaller if there are too few samples.
+        If there are too few samples it begins anew with the first, and has each once at most.
         """
 
         def make() -> Any:
             if self.has(mode):
-                return self.batch_of(mode, self.order(mode)[skip : skip + size])
+                order, n = self.order(mode), self.size(mode)
+                return self.batch_of(mode, [order[i % n] for i in range(skip, skip + min(size, n))])
             if self.loaders[mode] is None:
                 raise CannotCheck("there is no validation data")
             with self.stage(mode):

@@ -116,7 +116,8 @@ def _joined(words: list[str]) -> tuple[list[str], str]:
 
 def _paths(found: Iterable[str], start: str) -> Iterator[str]:
     yield "paths"
-    yield from (f"{start}{path}" for path in found)
+    # Another kind of name, which a stranger may have chosen, could be a command to the terminal.
+    yield from (f"{start}{path}" for path in found if path.isprintable())
 
 
 def known_options(command: str) -> dict[str, list[str] | None]:

@@ -14,6 +14,7 @@ from lightning_trainer.session.record import Record
 _DESCRIPTION = """Starts TensorBoard for the sessions of folders, or for some sessions. They are
 called by tag and time there: of a folder's whole name its lists show only the beginning. Those that
 begin later are not shown; `tensorboard --logdir FOLDER` finds them, by the folders' names."""
+_LONGEST = 2**17  # bytes of a word of a command line, in Linux
 # Training and validation are in one chart there only. As two runs of a session, which TIME SERIES
 # would draw together, they had unrelated colours, and three lines in each list.
 _TAB = "#custom_scalars"
@@ -51,6 +52,11 @@ def look(argv: list[str]) -> int:
         parser.error("TensorBoard is not installed: `pip install tensorboard`")
     spec = ",".join(f"{name}:{path}" for name, path in names.items())
     url = f"http://localhost:{options.port}/"
+    if len(os.fsencode(spec)) >= _LONGEST:
+        parser.error(
+            f"{len(names)} sessions are too many for one command: choose some by `--tag`, or call "
+            "`tensorboard --logdir FOLDER`"
+        )
     print(f"Training and validation in one chart: {url}{_TAB}", flush=True)
     print(f"All numbers: {url}#timeseries", flush=True)
     if options.open:

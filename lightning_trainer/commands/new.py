@@ -22,10 +22,10 @@ def new(argv: list[str]) -> int:
     parser = CommandParser("new", description=_DESCRIPTION)
     parser.add_argument("name", metavar="NAME", help="name of the project, e.g. segmentation")
     name = parser.parse_args(argv).name
-    folder = package_folder(name)
-    files = project_files(name, folder)
     try:
         check_name(name)
+        folder = package_folder(name)
+        files = project_files(name, folder)
         _check_absent(*files)
         folder.mkdir(parents=True)
         Path("configs").mkdir(exist_ok=True)
@@ -34,7 +34,7 @@ def new(argv: list[str]) -> int:
     except ValueError as ex:
         parser.error(str(ex))
     except OSError as ex:
-        parser.error(f"{ex.filename} can't be made: {ex.strerror}")
+        parser.error(f"{ex.filename or 'the current folder'} can't be made: {ex.strerror}")
     print(_fill("next", name, folder, printed_command()), end="")
     return 0
 
@@ -56,7 +56,7 @@ def check_name(name: str) -> None:
 
 
 def _check_absent(package: Path, *others: Path) -> None:
-    for path in (package.parent, others[-1]):
+    for path in (package.parent, *others[2:]):
         if path.exists():
             raise ValueError(f"{path} exists: nothing was changed. Give another name, or remove it")
 
@@ -79,6 +79,7 @@ def project_files(name: str, folder: Path) -> dict[Path, str]:
     files = ("__init__.py", "data.py", "module.py")
     paths = {file: folder / file for file in files}
     paths["config.yaml"] = Path("configs", f"{name}.yaml")
+    paths["schema.json"] = Path("configs", f"{name}.schema.json")
     return {path: _fill(file, name, folder, recorded_command()) for file, path in paths.items()}
 
 

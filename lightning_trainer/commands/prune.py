@@ -68,7 +68,10 @@ def _wastes(record: Record) -> Iterator[_Waste]:
     """What could be deleted of a session now."""
     best = record.path / "checkpoints" / "best.ckpt"
     last = best.with_name("last.ckpt")
-    if record.state == FAILED and record.best_score is None and not os.path.lexists(best):
+    is_new = record.best_score is None and not os.path.lexists(best)
+    # Without validations last.ckpt is all that a training has come to.
+    validates = record.settings.get("trainer.limit_val_batches") != 0 or not os.path.lexists(last)
+    if record.state == FAILED and is_new and validates:
         reason = "failed before its first validation"
         yield _Waste(record, record.path, reason, disk_bytes(record.path))
     # A link leads to a sharded checkpoint, or to another disk.

@@ -2,7 +2,7 @@
 
 A run that keeps its own page up to date (`KeepReport`) writes it in a process of its own:
 
-python -m lightning_trainer.commands.report WORKING_FOLDER SESSION PROGRAM [ARGUMENT ...]
+python -m lightning_trainer.commands.report WORKING_FOLDER SESSION PROGRAM
 """
 
 import os
@@ -16,12 +16,22 @@ if __name__ == "__main__":
 
 from lightning_trainer.commands.columns import shown_columns
 from lightning_trainer.commands.compare import find_records, session_labels
+from lightning_trainer.commands.groups import Group, add_over, group_columns, group_sessions
 from lightning_trainer.commands.options import CommandParser
-from lightning_trainer.commands.page import Html, breakable, element, join, table, whole_page
+from lightning_trainer.commands.page import (
+    Html,
+    breakable,
+    element,
+    folded,
+    join,
+    table,
+    whole_page,
+)
 from lightning_trainer.commands.page_curves import charts, read_numbers, read_times
 from lightning_trainer.commands.page_session import Limits, session_section
 from lightning_trainer.commands.sessions import tell_damage
 from lightning_trainer.commands.sizes import format_bytes
+from lightning_trainer.commands.spread import describe_spread
 from lightning_trainer.session.record import RUNNING, Record
 from lightning_trainer.session.run_record import RunRecord
 from lightning_trainer.session.settings import replace_text
@@ -44,6 +54,7 @@ def report(argv: list[str]) -> int:
     parser.add_argument("sessions", nargs="+", metavar="SESSION", help=what)
     where = "where tags and names are looked for (default: experiments)"
     parser.add_argument("--folder", default="experiments", help=where)
+    add_over(parser)
     output = "the page (default: report.html)"
     parser.add_argument(
         "--output", type=Path, default=Path("report.html"), metavar="FILE", help=output
@@ -51,13 +62,14 @@ def report(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         records = find_records(options.sessions, Path(options.folder))
+        groups, differ = group_sessions(records, options.over) if options.over else ([], [])
     except (OSError, ValueError) as ex:
         parser.error(str(ex))
     if len(records) > _MOST_SESSIONS:
         parser.error(f"{len(records)} sessions: a page has {_MOST_SESSIONS} at most, name fewer")
     tell_damage(records)
     try:
-        replace_text(options.output, make_page(records))
+        replace_text(options.output, make_page(records, groups, differ))
     except OSError as ex:
         parser.error(
             f"`--output` is {str(options.output)!r}, which can't be written: {ex.strerror}"
@@ -66,9 +78,10 @@ def report(argv: list[str]) -> int:
     return 0
 
 
-def make_page(records: Sequence[Record]) -> str:
-    """The page on sessions."""
-    records = list(records)
+def make_page(
+    records: list[Record], groups: Sequence[Group] = (), differ: Sequence[str] = ()
+) -> str:
+    """The page on sessions; those of a group, which differ in the settings `differ`, look alike."""
     labels = session_labels(records)
     most = min(_NUMBERS // len(records), _MOST_NUMBERS)
     numbers = [read_numbers(record.path, most) for record in records]
@@ -85,19 +98,34 @@ def make_page(records: Sequence[Record]) -> str:
         [
             element("h1", title),
             element("p", f"Report of {now:%Y-%m-%d %H:%M}", class_="note"),
-            _overview(records, labels) if len(records) > 1 else Html(),
+            _group_table(groups, differ) if groups else Html(),
+            _overview(records, labels, bool(groups)) if len(records) > 1 else Html(),
             _curves(sum(of_one.n_left_out for of_one in numbers)) if drawn else _NO_CURVES,
             *sections,
         ]
     )
-    about = [_about(*pair) for pair in zip(records, labels, strict=True)]
-    return whole_page(title, element("main", body), {"charts": drawn, "sessions": about})
+    place = {id(record): n for n, group in enumerate(groups) for record in group.records}
+    about = [
+        {**_about(record, label), "group": place.get(id(record), n)}
+        for n, (record, label) in enumerate(zip(records, labels, strict=True))
+    ]
+    data = {"charts": drawn, "sessions": about, "groups": [group.label for group in groups]}
+    return whole_page(title, element("main", body), data)
 
 
 _NO_CURVES = element("p", "No numbers have been logged.")
 
 
-def _overview(records: list[Record], labels: list[str]) -> Html:
+def _group_table(groups: Sequence[Group], differ: Sequence[str]) -> Html:
+    """Means and spreads, and whether the groups differ by more."""
+    columns = group_columns(list(groups), list(differ))[:_MOST_COLUMNS]
+    rows = zip(*(column.cells for column in columns), strict=True)
+    shown = table([breakable(column.title) for column in columns], rows, class_="overview")
+    told = element("pre", "\n".join(describe_spread(list(groups))))
+    return join([element("h2", "Groups"), shown, told])
+
+
+def _overview(records: list[Record], labels: list[str], is_folded: bool) -> Html:
     """The table of scores and of the settings in which the sessions differ."""
     columns = shown_columns(records)[1:_MOST_COLUMNS]
     titles = [breakable(column.title) for column in columns]
@@ -107,6 +135,8 @@ def _overview(records: list[Record], labels: list[str]) -> Html:
     else:
         lines = zip(labels, *(column.cells for column in columns), strict=True)
         whole = table(["session", *titles], lines, class_="overview")
+    if is_folded:
+        return folded("Each session's score and differing settings", whole)
     return join([element("h2", "Scores and differing settings"), whole])
 
 

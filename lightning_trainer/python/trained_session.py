@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_trainer.session.extras import install_command
 from lightning_trainer.session.metrics_csv import MetricsReader
 from lightning_trainer.session.record import Record
 from lightning_trainer.session.settings import read_yaml
@@ -106,8 +107,11 @@ class TrainedSession(os.PathLike[str]):
         Raises:
             ModuleNotFoundError: If pandas is not installed.
         """
-        import pandas
-
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            told = f"`table` needs pandas: {install_command('tables')}"
+            raise ModuleNotFoundError(told, name="pandas") from None
         curves = self.curves().items()
         columns = {
             name: pandas.Series(dict(zip(*curve, strict=True)), dtype=float)

@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_trainer.base.results import in_training
 from lightning_trainer.run.state import RunState
+from lightning_trainer.session.program import PACKAGE, program
 
 _LAST_S = 60.0  # that the end of a run waits for its page
 _REST = 20  # times what a page took, until the next one: of many numbers it takes seconds
-_PACKAGE = Path(__file__).parents[2]
 
 
 class KeepReport(Callback):
@@ -65,11 +65,11 @@ class KeepReport(Callback):
         session = RunState.of(trainer, self).session.path
         self._page, self._clock_s = session / "report.html", time()
         module = "lightning_trainer.commands.report"
-        path = os.pathsep.join([str(_PACKAGE), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, os.getcwd(), str(session), *sys.argv],
-                cwd=_PACKAGE,  # Python looks there first for what it imports
+                [sys.executable, "-m", module, os.getcwd(), str(session), _script()],
+                cwd=PACKAGE.parent,  # Python looks there first for what it imports
                 env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -94,6 +94,12 @@ class KeepReport(Callback):
             self._took_s = max(self._page.stat().st_mtime - self._clock_s, 0.0)
         if process.returncode:
             _warn_of_page(err.strip().rpartition("\n")[2] or f"exit code {process.returncode}")
+
+
+def _script() -> str:
+    """The file by which the page's commands start the program, as those of the summary do."""
+    *module, script = program()
+    return str(PACKAGE / "__main__.py") if module else script
 
 
 def _warn_of_page(reason: str) -> None:

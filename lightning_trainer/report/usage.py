@@ -108,9 +108,10 @@ class _Gpu:
 
     def joules(self) -> float:
         """The energy since this object was made; 0 where the GPU does not count it."""
-        return (self._energy() - self._before) / 1000
+        before, now = self._before, self._energy()
+        return 0.0 if before is None or now is None else (now - before) / 1000
 
-    def _energy(self) -> float:
+    def _energy(self) -> float | None:
         with suppress(self._library.NVMLError):
             return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        return 0.0
+        return None

@@ -53,6 +53,9 @@ def settle_progress(progress: dict[str, Any]) -> None:
     its midst, or all its batches are done but not its end, or its end is done too.
     """
     batches, epochs = progress["epoch_loop.batch_progress"], progress["epoch_progress"]
+    if epochs["total"]["started"] < epochs["total"]["ready"]:  # in a hook of the epoch's start
+        for count in (epochs["total"], epochs["current"]):
+            count["ready"] -= 1
     if not epochs["total"]["ready"]:  # the checkpoint before the first epoch
         return
     in_midst = not batches["is_last_batch"]

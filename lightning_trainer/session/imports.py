@@ -47,15 +47,18 @@ def add_current_folder() -> None:
 
 def namesake(class_path: str) -> str:
     """What to say where a class comes from elsewhere, though the current folder has its package."""
-    root = class_path.partition(".")[0]
+    root, _, rest = class_path.partition(".")
     if (module := sys.modules.get(root)) is None:
         return ""
     found = [os.path.realpath(path) for path in getattr(module, "__path__", [])]
     found = found or [os.path.realpath(getattr(module, "__file__", None) or ".")]
-    for path in (f"{root}/__init__.py", f"src/{root}/__init__.py", f"{root}.py", f"src/{root}.py"):
-        own = os.path.realpath(path).removesuffix(f"{os.sep}__init__.py")
-        if os.path.isfile(path) and own not in found:
-            return f"`{root}` is {found[0]}, not {own}: uninstall the one, or rename the other"
+    inside = rest.partition(".")[0] or "__init__"
+    for folder in ("", "src/"):
+        package = f"{folder}{root}"
+        marks = (f"{package}/__init__.py", f"{package}/{inside}.py", f"{package}/{inside}")
+        own = package if any(map(os.path.exists, marks)) else f"{package}.py"
+        if os.path.exists(own) and (path := os.path.realpath(own)) not in found:
+            return f"`{root}` is {found[0]}, not {path}: uninstall the one, or rename the other"
     return ""
 
 

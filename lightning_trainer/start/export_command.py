@@ -58,9 +58,10 @@ def _write_weights(files: list[Path], target: Path) -> str:
     """Writes the model's tensors, with the names that `self.model` has for them.
 
     Raises:
-        ValueError: If there are none, or safetensors is not installed.
+        ValueError: If there are none, the file can't be written, or safetensors is not installed.
     """
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
         raise ValueError(f"{install_command('weights')} writes safetensors") from None
@@ -72,7 +73,12 @@ def _write_weights(files: list[Path], target: Path) -> str:
     # Clones: two names of one tensor are refused.
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
     part = target.with_suffix(".tmp")
-    save_file(copies, part, metadata={"format": "pt", "source": str(files[0])})
+    try:
+        save_file(copies, part, metadata={"format": "pt", "source": str(files[0])})
+    except SafetensorError as ex:
+        raise ValueError(
+            f"{target} can't be written ({ex}): give another folder by `--output`"
+        ) from None
     part.replace(target)
     n = sum(tensor.numel() for tensor in copies.values())
     return f"Weights saved to: {target} ({n:,} numbers in {len(copies)} tensors of {files[0]})"

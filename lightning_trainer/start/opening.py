@@ -193,8 +193,9 @@ def announce(session: Session, request: Request) -> None:
     else:
         print(f"Session: {session.path}")
         print(f"Checkpoint: {restart.checkpoint} (iteration {restart.iteration})", flush=True)
-    classes = (request.settings[name] for name in ("model", "data"))
-    for told in sorted({namesake(chosen["class_path"]) for chosen in classes if chosen} - {""}):
+    chosen = filter(None, (request.settings[name] for name in ("model", "data")))
+    paths = [*(setting["class_path"] for setting in chosen), __name__]
+    for told in sorted({*map(namesake, paths)} - {""}):
         print(f"warning: {told}", file=sys.stderr, flush=True)
 
 

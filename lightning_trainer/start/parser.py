@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_trainer.commands.options import did_you_mean
 from lightning_trainer.commands.registry import COMMANDS
-from lightning_trainer.internals import option_names
+from lightning_trainer.internals import option_names, prefer_whole_numbers
 from lightning_trainer.session.imports import refused_import
 from lightning_trainer.session.program import printed_command
 from lightning_trainer.session.settings import dump_settings
@@ -107,6 +107,12 @@ class SessionParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, formatter_class=_Formatter, **kwargs)
+
+    def add_lightning_class_args(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Adds the options of the trainer, or of another class."""
+        added = super().add_lightning_class_args(*args, **kwargs)
+        prefer_whole_numbers(self)
+        return added
 
     def validate(self, namespace: Namespace, skip_unset: bool = True, **kwargs: Any) -> None:
         """Checks the values; parsing calls it once it has them all."""

@@ -92,14 +92,16 @@ def _explained(message: str) -> str:
             return f"{message}: {namesake(root) or _searched()}"
         package = _PACKAGES.get(root, root)
         return f"{message}. Is a package missing? `pip install {package}`"
-    return message
+    named = re.search(r"class_path '([\w.]+)'", message)
+    other = namesake(named[1]) if named else ""
+    return f"{message}. {other}" if other else message
 
 
 def _searched() -> str:
     """Where a project's modules are looked for."""
     *module, script = program()
     beside = "" if is_console() or module else f"beside {os.path.basename(script)}, "
-    return f"it is looked for {beside}in the current folder, its src/, and PYTHONPATH"
+    return f"it is looked for {beside}in {os.getcwd()}, its src/, and PYTHONPATH"
 
 
 def _of_wrong_class(group: str, path: str, base: str) -> str:

@@ -1,6 +1,7 @@
 """Refuses settings that can't work before a session folder is made."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonargparse import Namespace
@@ -21,15 +22,12 @@ def check_settings(
     Raises:
         ValueError: Names the setting, its value and the remedy.
     """
-    check_tag(config.tag)
-    if not config.output_path:
-        raise ValueError("`output_path` is empty: give the folder that holds the sessions")
+    if restart is None:
+        _check_variables(config.as_dict())
+    _check_paths(config, secrets)
     if not isinstance(config.trainer, Namespace):
         raise ValueError(f"`trainer` is {config.trainer!r}: it must be a group of settings")
     check_complete(config.as_dict())
-    for name in ("tag", "output_path"):
-        if hide(config[name], secrets) != config[name]:
-            raise ValueError(f"`{name}` has a secret in it, which paths would show: give another")
     for name, value in vars(config.trainer).items():
         if value != value:
             raise ValueError(f"`trainer.{name}` is {value}: give a number, or null for none")
@@ -52,6 +50,38 @@ def check_settings(
             f"nothing left to do: iteration {done} of {wanted} is reached. To go on, raise "
             f"`--trainer.max_steps` above {done}"
         )
+
+
+def _check_paths(config: Any, secrets: Sequence[str]) -> None:
+    check_tag(config.tag)
+    if not config.output_path:
+        raise ValueError("`output_path` is empty: give the folder that holds the sessions")
+    for name in ("tag", "output_path"):
+        if hide(config[name], secrets) != config[name]:
+            raise ValueError(f"`{name}` has a secret in it, which paths would show: give another")
+
+
+def _check_variables(settings: dict[str, Any]) -> None:
+    """Refuses `${HOME}` and the like, which would be taken as it stands."""
+    for key, text in _texts(settings):
+        if found := re.search(r"\$\{[^{}]+\}", text):
+            raise ValueError(
+                f"`{key}` has {found[0]} in it, and settings have no variables: give the value, "
+                f'or let the shell do so by an option in double quotes, --{key} "...$NAME..."'
+            )
+
+
+def _texts(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in settings, each with its key as it is typed."""
+    if isinstance(settings, str):
+        yield key, settings
+    elif isinstance(settings, dict):
+        for name, value in settings.items():
+            inner = f"{key}.{name}" if key else str(name)
+            yield from _texts(value, inner.removesuffix(".init_args"))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from _texts(value, key)
 
 
 def _check_validations(trainer: Namespace) -> None:

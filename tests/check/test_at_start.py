@@ -54,14 +54,14 @@ def test_a_schedule_in_epochs_is_told_at_the_start(run, config):
 
 
 def test_settings_are_told_in_long_runs_only(run, config):
-    few = ("--trainer.limit_train_batches=2", "--trainer.max_epochs=1")
+    few = ("--trainer.limit_train_batches=1", "--trainer.max_epochs=1")
     code, _, err = run("fit", "--config", config, *few)
     assert (code, err) == (0, "")
     _, _, err = run(
         *("fit", "--config", config, *few, "--trainer.max_steps=1000", "--trainer.max_epochs=-1"),
         *("--trainer.max_time=00:00:00:01", "--trainer.val_check_interval=500"),
     )
-    assert "`trainer.limit_train_batches` is 2: 2 of 7 batches" in err
+    assert "`trainer.limit_train_batches` is 1: 1 of 7 batches" in err
 
 
 def test_a_run_that_goes_on_is_not_told_again(run, half):

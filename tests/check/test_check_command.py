@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bases import Pictures, PicturesData
+from conftest import TinyModule
 
 from lightning_trainer.check import inspection
 from lightning_trainer.check.catalogue import CHECKS
@@ -116,6 +117,11 @@ class Counting(Pictures):
 class LostHead(Pictures):
     def create_optimiser(self) -> None:
         self.optimiser = torch.optim.Adam([*self.model.parameters()][:-2], 5e-3)
+
+
+class ByLBFGS(TinyModule):
+    def create_optimiser(self) -> None:
+        self.optimiser = torch.optim.LBFGS(self.parameters(), 0.1, max_iter=2)
 
 
 class Silent(Twice):
@@ -222,6 +228,16 @@ def test_settings_of_several_processes_are_checked_in_one_and_nothing_is_compile
 def test_a_wrong_command_line_is_refused(check, options, message):
     code, _, err = check("Healthy", *options)
     assert code == 2 and message in err
+
+
+def test_few_samples_and_an_optimiser_that_calls_a_closure_are_checked(run, config, monkeypatch):
+    """Of 26 samples for training and 10 to validate with batches begin anew with the first."""
+    names = ("optimiser", "modes", "unregistered", "learning")
+    monkeypatch.setattr(inspection, "CHECKS", {name: CHECKS[name] for name in names})
+    monkeypatch.setattr(inspection, "needs_of_run", lambda project, output_path: None)
+    code, out, err = run("check", "--config", config, "--model=test_check_command.ByLBFGS")
+    assert code == 0, err
+    assert "4 checks in " in out and "Not checked" not in out
 
 
 def test_a_project_that_fails_says_so(check):

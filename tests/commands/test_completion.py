@@ -111,6 +111,13 @@ def test_the_keys_of_the_config_and_the_session_are_options(here):
     assert {"--model.width", "--format"} <= {*offered("check --config configs/a.yaml -")}
 
 
+def test_a_name_that_a_terminal_would_obey_is_not_offered(here):
+    Path(f"{NEW}\n\x1b[2J").mkdir()
+    Path("configs/\x1b.yaml").touch()
+    assert offered("test --ckpt_path .") == ["paths", NEW, OLD]
+    assert offered("fit -c configs/\x1b") == ["paths"]
+
+
 def test_where_nothing_can_be_read_nothing_is_offered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_bytes(b"a: [\xff")

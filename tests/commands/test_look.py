@@ -11,6 +11,7 @@ from urllib.request import urlopen
 import pytest
 from folders import make_session
 
+from lightning_trainer.commands import look
 from lightning_trainer.commands.look import tensorboard_names
 from lightning_trainer.session.record import Record
 
@@ -49,6 +50,17 @@ def test_tensorboard_takes_the_place_of_the_process(run, tmp_path, monkeypatch):
     assert opened == [["http://localhost:7000/#custom_scalars", "7000"]]
     code, _, err = run("look", tmp_path, "--tag", "nothing")
     assert (code, "there are no such sessions" in err) == (2, True)
+
+
+def test_more_sessions_than_a_command_line_holds_are_one_message(run, tmp_path, monkeypatch):
+    make_session(tmp_path)
+    many = {f"run {n}": tmp_path / ("x" * 100) for n in range(1200)}
+    monkeypatch.setattr(look, "tensorboard_names", lambda _: many)
+    code, out, err = run("look", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "error: 1200 sessions are too many for one command: choose some by `--tag"
+    )
 
 
 @pytest.mark.slow

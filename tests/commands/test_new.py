@@ -13,6 +13,7 @@ from forks import ForkedProcess
 from lightning_trainer.commands.new import project_files
 
 MADE = [
+    "configs/spirals.schema.json",
     "configs/spirals.yaml",
     "projects/spirals/__init__.py",
     "projects/spirals/data.py",
@@ -57,7 +58,7 @@ def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_e
     assert "UserWarning" not in err
     [session] = Path("experiments").iterdir()
     code, out, err = start("check", "--config", "configs/spirals.yaml", popen=ForkedProcess)
-    assert code == 0 and out.startswith("0 certain mistakes, 0 hints; "), out + err
+    assert code == 0 and "\n0 certain mistakes, 0 hints; " in f"\n{out}", out + err
     code, out, err = start("test", "--ckpt_path", str(session), popen=ForkedProcess)
     assert code == 0, err
     assert "Test score" in out
@@ -70,6 +71,7 @@ def test_its_names_are_made_of_the_projects_name():
         "projects/my_3d_net/data.py",
         "projects/my_3d_net/module.py",
         "configs/my_3d_net.yaml",
+        "configs/my_3d_net.schema.json",
     ]
     assert "from projects.my_3d_net.data import My3dNetData" in next(iter(texts.values()))
     assert not re.search("NAME|CLASS", "".join(texts.values()))

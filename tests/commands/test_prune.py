@@ -77,6 +77,14 @@ def test_a_session_in_use_is_left_alone(run, experiments, monkeypatch):
     assert content(experiments) == before
 
 
+def test_a_training_without_validations_keeps_its_only_checkpoint(run, tmp_path):
+    checkpoint = make_checkpoint(3, best=None)
+    session = make_session(tmp_path, run=FAILED, checkpoint=checkpoint)
+    assert "failed before its first validation" in run("prune", tmp_path)[1]
+    (session / "config.yaml").write_text("trainer: {limit_val_batches: 0}")
+    assert run("prune", tmp_path, "--yes")[1].endswith("has nothing to delete\n")
+
+
 def test_a_running_one_is_none_of_them(run, tmp_path):
     with living_run(tmp_path) as (_, session):
         assert "has nothing to delete" in run("prune", session)[1]

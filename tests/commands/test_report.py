@@ -14,6 +14,7 @@ from conftest import ROOT
 from folders import make_run, make_session, scores
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from test_groups import make_seeds
 
 from lightning_trainer.commands.page_curves import read_numbers, read_times, split_name
 from lightning_trainer.commands.page_pictures import read_pictures
@@ -72,7 +73,7 @@ def page(run, tmp_path, monkeypatch):
     """Makes the page of sessions."""
     monkeypatch.chdir(tmp_path)
 
-    def page_(*sessions: Path) -> Page:
+    def page_(*sessions: Path | str) -> Page:
         code, out, err = run("report", *sessions)
         size = (tmp_path / "report.html").stat().st_size
         assert (code, err) == (0, "")
@@ -130,6 +131,15 @@ def test_scores_settings_and_the_end_of_a_run_are_told_with_their_directions(pag
     assert re.search(r"width ?- ?4", text)
     for command in ("fit", "test"):
         assert re.search(rf"python \S+ {command} --ckpt_path {a}", text)
+
+
+def test_sessions_that_differ_only_in_a_seed_are_a_group(page, tmp_path):
+    make_seeds(tmp_path / "all", "wide", [0.98, 0.97, 0.99])
+    make_seeds(tmp_path / "all", "narrow", [0.92, 0.9, 0.94], width=4)
+    made = page(tmp_path / "all", "--over", "seed_everything")
+    assert made.data["groups"] == ["wide", "narrow"]
+    assert sorted(session["group"] for session in made.data["sessions"]) == [0, 0, 0, 1, 1, 1]
+    assert "Best mean accuracy (max): wide (0.9800 +- 0.0100, 3 runs)" in made.text
 
 
 def test_a_page_needs_no_network_and_no_file_and_runs_no_other_script(page, tmp_path):

@@ -1,6 +1,7 @@
 """KeepReport: a session's report.html."""
 
 import os
+import re
 import subprocess
 import time
 from types import SimpleNamespace
@@ -16,12 +17,13 @@ from lightning_trainer.session.folder import Session
 def test_a_run_leaves_a_page_that_tells_its_end(run, config, sessions):
     """In a process of its own, as in any run: it has another state than this one."""
     callback = "--trainer.callbacks+=lightning_trainer.KeepReport"
-    code, _, err = run("fit", "--config", config, "--trainer.max_steps=5", callback)
+    code, out, err = run("fit", "--config", config, "--trainer.max_steps=5", callback)
     assert code == 0, err
     [session] = sessions()
     page = (session / "report.html").read_text()
     assert "finished: all 5 iterations are done" in page
-    assert f"fit --ckpt_path {session}" in page and "keep_report" not in page
+    told = re.search(rf"To go on: +(.*) fit --ckpt_path {session}", out)
+    assert f">{told[1]} fit --ckpt_path {session}" in page
 
 
 @pytest.fixture

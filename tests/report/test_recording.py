@@ -57,6 +57,8 @@ def test_a_run_that_is_done_says_so_with_its_score_and_times(run, config, sessio
     record = RunRecord.read(session)
     assert ended(session) == ("finished", "all 10 iterations are done", "", 10)
     assert (record.command, record.n_iterations) == ("fit", 10)
+    data = yaml.safe_load((session / "config.yaml").read_text())["data"]["init_args"]
+    assert record.epoch_iterations == -(-data["n_samples"] // data["batch_size"])
     assert record.score.keys() == {"name", "mode", "best", "iteration"}
     assert (record.score["name"], record.score["mode"]) == ("val/accuracy", "max")
     assert 0 < record.times["validation_s"] < record.times["elapsed_s"]

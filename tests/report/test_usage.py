@@ -92,9 +92,15 @@ def test_without_nvidias_library_the_memory_alone_is_told(tmp_path, nvidia, monk
     assert describe_use({**used, "memory_gb": 2.0}) == "2.0 GB, GPU 3.4 GB"
 
 
-def test_a_gpu_that_does_not_count_its_energy_is_told_without(tmp_path, nvidia):
-    def refuse(handle):
-        raise RefusesError
+@pytest.mark.parametrize("answers", [(), (1e6,), (None, 1e6)])
+def test_a_gpu_that_does_not_count_its_energy_is_told_without(tmp_path, nvidia, answers):
+    """Neither at the start nor at the end alone: the counter is that of the driver's whole time."""
+    left = iter(answers)
 
-    nvidia.nvmlDeviceGetTotalEnergyConsumption = refuse
+    def answer(handle):
+        if (energy := next(left, None)) is None:
+            raise RefusesError
+        return energy
+
+    nvidia.nvmlDeviceGetTotalEnergyConsumption = answer
     assert "gpu_kwh" not in used_by_a_run(tmp_path)

@@ -191,12 +191,18 @@ def test_a_current_folder_that_is_deleted_ends_nothing(here):
     assert sys.path == before
 
 
-@pytest.mark.parametrize("own", ["json/__init__.py", "src/json/__init__.py", "json.py"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        *("json/__init__.py", "src/json/__init__.py", "json.py", "src/json.py"),
+        *("json/decoder.py", "src/json/decoder/__init__.py"),
+    ],
+)
 def test_a_package_of_the_current_folder_that_is_hidden_is_told(here, own):
     assert namesake("json.decoder.JSONDecoder") == ""
     (here / own).parent.mkdir(parents=True, exist_ok=True)
     (here / own).touch()
-    path = here / own.removesuffix("/__init__.py")
+    path = here / (own.partition("json")[0] + ("json.py" if "json.py" in own else "json"))
     told = namesake("json.decoder.JSONDecoder")
     assert told.endswith(f"not {path}: uninstall the one, or rename the other")
     assert namesake("never_imported.Model") == ""

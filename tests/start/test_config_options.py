@@ -1,6 +1,7 @@
 """Options win over files, and files over what is stored."""
 
 import csv
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -82,3 +83,29 @@ def test_callbacks_and_loggers_of_a_file_add_to_the_built_in_ones(run, fit, tmp_
     code, _, err = run("fit", "--ckpt_path", session, "--trainer.max_steps", "25")
     assert code == 0, err
     assert Counter.n_batches == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("tag: a-${NAME}", "tag"),
+        ("output_path: ${oc.env:HOME}/x", "output_path"),
+        ("model: {init_args: {schedule: '${NAME}'}}", "model.schedule"),
+        (
+            "trainer: {callbacks: [{class_path: a.B, init_args: {x: ['${NAME}']}}]}",
+            "trainer.callba",
+        ),
+    ],
+)
+def test_variables_in_a_file_are_refused_and_not_taken_as_they_stand(
+    run, config, sessions, tmp_path, text, key
+):
+    (tmp_path / "more.yaml").write_text(text.replace("a.B", f"{Path(__file__).stem}.Takes"))
+    code, _, err = run("fit", "--config", config, "--config", tmp_path / "more.yaml")
+    assert code == 2 and sessions() == []
+    assert err.startswith(f"error: `{key}") and " in it, and settings have no variables" in err
+
+
+class Takes(pl.Callback):
+    def __init__(self, x: list) -> None:
+        self.x = x

@@ -45,6 +45,9 @@ def test_what_is_missing_is_one_message(run, half, monkeypatch):
     code, _, err = run("export", "nowhere")
     assert code == 2
     assert err.startswith("error: the session is 'nowhere': there is no such session folder")
+    code, _, err = run("export", half, "--output", "/dev/fd")  # where no file can be made
+    assert code == 2
+    assert err.startswith("error: /dev/fd/model.safetensors can't be written (")
     monkeypatch.setattr(export_command, "_missing", lambda: "onnxscript")
     code, _, err = run("export", half, "--onnx")
     assert code == 2

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import BaseModule, TinyData, TinyModule
+from conftest import ROOT, BaseModule, TinyData, TinyModule
 
 from lightning_trainer.start.parser import class_options
 
@@ -366,6 +366,26 @@ def test_arguments_that_are_no_group_are_refused(refuse, tmp_path, group, value)
     message = refuse("fit", "--config", "more.yaml")
     assert f"`{group}`" in message
     assert "`init_args` must be a group of settings, or be left out" in message
+
+
+def test_a_package_of_the_current_folder_that_an_installed_one_hides_is_named(
+    refuse, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json/__init__.py").write_text("class Model: ...")
+    told = f"json, not {tmp_path}/json: uninstall the one, or rename the other"
+    assert told in refuse("fit", "--model", "json.Model")
+    assert told in refuse("fit", "--model", "json.mine.Model")
+
+
+def test_a_checkout_that_another_installed_one_hides_is_named(run, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lightning_trainer").mkdir()
+    (tmp_path / "lightning_trainer/__init__.py").touch()
+    code, _, err = run("fit", "--config", config, "--trainer.max_steps", "1")
+    assert code == 0
+    assert f"warning: `lightning_trainer` is {ROOT}/lightning_trainer, not {tmp_path}/" in err
 
 
 def test_a_class_of_a_notebook_is_refused_with_what_to_do(run, half):

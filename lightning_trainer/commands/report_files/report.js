@@ -1,7 +1,7 @@
 "use strict";
 // Draws the charts of a report from the JSON in the page. A text gets into the page as text only.
 (() => {
-  const { charts, sessions } = JSON.parse(document.getElementById("data").textContent);
+  const { charts, sessions, groups } = JSON.parse(document.getElementById("data").textContent);
   const place = document.getElementById("charts");
   if (!place) return;
   const single = sessions.length == 1;
@@ -65,11 +65,11 @@
   const partsOf = (chart) => [...new Set(chart.curves.map((curve) => curve.part))];
   const look = (chart, curve) => { // one session: a colour for each part; several: for each session
     const part = partsOf(chart).indexOf(curve.part);
-    const colour = single ? { train: 0, val: 1, test: 2 }[curve.part] ?? part : curve.session;
+    const colour = single ? { train: 0, val: 1, test: 2 }[curve.part] ?? part : sessions[curve.session].group;
     const ofMean = curve.part == "train" && partsOf(chart).length > 1;
     return {
       colour: `--c${colour % 7}`, width: ofMean && !single ? 1 : 2,
-      dash: single ? (colour ? [6, 3] : []) : DASHES[Math.floor(curve.session / 7) % 4],
+      dash: single ? (colour ? [6, 3] : []) : DASHES[Math.floor(colour / 7) % 4],
       alpha: ofMean && !single ? 0.6 : 1,
     };
   };
@@ -78,7 +78,7 @@
   const drawnCurves = (entry) => {
     const axis = AXES[state.axis];
     return entry.chart.curves
-      .filter((curve) => !state.hidden.has(single ? curve.part : curve.session) && axis.can(sessions[curve.session]))
+      .filter((curve) => !state.hidden.has(single ? curve.part : sessions[curve.session].group) && axis.can(sessions[curve.session]))
       .map((curve) => {
         const positive = (value) => entry.logY && value <= 0 ? null : value;
         const x = curve.x.map((at) => axis.at(at, sessions[curve.session]));
@@ -319,7 +319,7 @@
     for (const chart of main) for (const curve of chart.curves) if (!seen.has(curve.part)) seen.set(curve.part, look(chart, curve));
     if (seen.size > 1) for (const [part, kind] of seen) addKey(part, part.replace(/^\w+/, (word) => WORDS[word] ?? word), kind);
   } else {
-    sessions.forEach(({ label }, n) => addKey(n, label, { colour: `--c${n % 7}`, width: 2, dash: DASHES[Math.floor(n / 7) % 4], alpha: 1 }));
+    (groups.length ? groups : sessions.map(({ label }) => label)).forEach((label, n) => addKey(n, label, { colour: `--c${n % 7}`, width: 2, dash: DASHES[Math.floor(n / 7) % 4], alpha: 1 }));
     if (main.some((chart) => partsOf(chart).includes("train") && partsOf(chart).length > 1))
       keys.append(make("span", "thick: validation, thin: training (means since the point before); ring: best score", { class: "axis" }));
   }
@@ -350,7 +350,8 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("paper");
-    for (const part of document.querySelectorAll("details.session")) part.open = true;
+    const opened = sessions.length <= 3 ? "details.session" : "details:has(> .wide > .overview)";
+    for (const part of document.querySelectorAll(opened)) part.open = true;
     for (const entry of shown) { entry.seen = true; draw(entry); entry.plot?.setSize({ width: 420, height: HEIGHT }); }
   });
   addEventListener("afterprint", () => { document.documentElement.classList.remove("paper"); drawAll(); });

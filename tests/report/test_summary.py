@@ -17,7 +17,9 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.api_pb2 import Status
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lightning_trainer.report.evaluation import RULE
+from lightning_trainer.run.state import rule
+
+RULE = rule()
 
 ADVICE = """\
 More than a third of an iteration is spent waiting for data: raise --data.n_workers, give the dataset

@@ -125,45 +125,45 @@ class DirectUpdate:
 
     def _loss_of(self, arguments: dict[str, Any]) -> tuple[Tensor | None, dict[str, Any]]:
         """The loss of a batch, and what the step returns, with a copy of the loss."""
-        module = self.module
+        module: Any = self.module
+        wrapper = self.strategy.model
+        training_step = module.training_step if wrapper is module else self._wrapped(wrapper)
         outer, vars(module)[CURRENT_HOOK] = vars(module)[CURRENT_HOOK], "training_step"
         if type(self.precision) is Precision:
-            step = self._training_step(arguments)
+            step = training_step(*arguments.values())
         else:
             with self.precision.autocast_context_manager():
-                step = self._training_step(arguments)
+                step = training_step(*arguments.values())
         vars(module)[CURRENT_HOOK] = outer
         loss = step.get("loss") if type(step) is dict else None
         if loss is None:
-            return _loss_and_output(ClosureResult.from_training_step_output(step))
+            return _loss_and_output(self._result(step))
         output = {"loss": None, **step}
         output["loss"] = loss.detach().clone()
         return loss, output
 
-    def _training_step(self, arguments: dict[str, Any]) -> Any:
-        """Calls `training_step`, within the `forward` of a wrapper such as DDP's if there is one.
+    def _wrapped(self, wrapper: Any) -> Any:
+        """A wrapper such as DDP's, made to call `training_step` once in place of `forward`.
 
-        Lightning 2.6: `_ForwardRedirection`. The wrapper calls `forward` of the module it wraps,
-        which is `training_step` for that call.
+        Lightning 2.6: `_ForwardRedirection`.
         """
         module: Any = self.module
-        wrapper = self.strategy.model
-        if wrapper is module:
-            return module.training_step(*arguments.values())
         forward = module.forward
 
-        def step(*args: Any) -> Any:
+        def training_step(*args: Any) -> Any:
             vars(module)["forward"] = forward
             return module.training_step(*args)
 
-        vars(module)["forward"] = step
-        output = wrapper(*arguments.values())
-        if output is None and self.trainer.world_size > 1:
+        vars(module)["forward"] = training_step
+        return wrapper
+
+    def _result(self, step: Any) -> ClosureResult:
+        if step is None and self.trainer.world_size > 1:
             raise RuntimeError(
                 "`training_step` returned None, and the other processes wait for gradients: "
                 "return a loss in each process, e.g. one that is multiplied by 0"
             )
-        return output
+        return ClosureResult.from_training_step_output(step)
 
     def _zero_grad(self, index: int) -> None:
         progress, hooks = self.progress.zero_grad, self.hooks

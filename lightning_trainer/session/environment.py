@@ -16,7 +16,8 @@ from lightning_trainer.session.program import code_folder, recorded_command
 from lightning_trainer.session.run_record import now
 from lightning_trainer.session.secrets import hide, hide_in_command, hider_of
 
-_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "jsonargparse", "numpy")
+_PACKAGES = ("lightning_trainer", "torch", "torchvision", "lightning", "torchmetrics")
+_PACKAGES += ("jsonargparse", "numpy")
 _DRIVER = Path("/sys/module/nvidia/version")
 _JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 # The patch has this many untracked files at most, each up to this size: larger ones are data.
@@ -101,7 +102,7 @@ def describe_environment(command: str, n_processes: int, sessions: Path) -> dict
 
 @functools.cache
 def installed_packages() -> dict[str, str]:
-    """All packages that can be imported and their versions, by the names of their folders.
+    """All other packages that can be imported, and their versions, by the names of their folders.
 
     To read what is in the folders, as `importlib.metadata` does, takes 50 times as long.
     """
@@ -110,6 +111,7 @@ def installed_packages() -> dict[str, str]:
         with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
             names = [e.name[: -len(_ENDS)] for e in entries if e.name.endswith(_ENDS)]
             found |= {name: version for name, _, version in (n.partition("-") for n in names)}
+    found.pop("lightning_trainer", None)  # environment.yaml has its version and commit
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 

@@ -351,6 +351,7 @@ def test_every_package_is_known_by_its_folder():
     packages = installed_packages()
     assert packages["torch"] == metadata.version("torch")
     assert len(packages) > 20
+    assert "lightning_trainer" not in packages  # no index has it: `pip install -r` would fail
 
 
 def test_the_gpus_of_a_start_are_added_to_it_and_compared_with_the_first(tmp_path):

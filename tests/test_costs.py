@@ -104,6 +104,7 @@ def test_calls_of_the_layers_own_functions(each_step):
     assert calls.total() <= 58, calls
 
 
+@pytest.mark.long
 def test_calls_of_a_step_by_whoever_beside_a_plain_loop(each_step):
     """Nothing of Lightning's own loop is among them: with it there would be 700 more."""
     counts: Counter[str] = Counter()

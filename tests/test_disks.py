@@ -32,6 +32,7 @@ def never_failed(tmp_path_factory) -> tuple[dict, dict]:
     return result(run.session), operations(folder / "operations.txt")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "outcome"),
     [
@@ -62,6 +63,7 @@ def test_nothing_is_lost_at_many_places(never_failed, tmp_path):
     assert {fault: text for fault, text in told.items() if text not in ("went on", "ended")} == {}
 
 
+@pytest.mark.long
 def test_a_session_on_a_disk_that_refuses_all_writing_is_tested(tmp_path):
     session = fit_on(tmp_path / "disk").session
     before = {path: path.read_bytes() for path in session.rglob("*") if path.is_file()}
@@ -72,6 +74,7 @@ def test_a_session_on_a_disk_that_refuses_all_writing_is_tested(tmp_path):
     assert {path: path.read_bytes() for path in session.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_predictions_that_can_not_be_written_leave_no_part_of_a_file(tmp_path):
     session: Path = fit_on(tmp_path / "disk").session
     fault = Fault("write", "predictions.pt", 1, "ENOSPC", True)

@@ -48,6 +48,7 @@ def fit(run, config):
     return lambda *flags: fit_("--config", config, model, *flags), fit_
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "stops"),
     [
@@ -78,6 +79,7 @@ def test_stopped_anywhere_it_goes_on_bitwise_and_calls_the_same_hooks(
         assert [call for call in calls if call[::2] != ("start", n)] == left
 
 
+@pytest.mark.long
 def test_stopped_within_the_validation_of_an_epochs_end_it_goes_on_bitwise(
     fit, sessions, monkeypatch, tmp_path
 ):

@@ -8,6 +8,7 @@ from conftest import TinyModule, run_process, start_process
 from restarts import Killed, copy_at, kill_at, result, same
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "kills"),
     [
@@ -66,6 +67,7 @@ def test_a_process_killed_by_sigkill_goes_on_bitwise(run, config, sessions):
     assert same(result(sessions()[0]), result(sessions()[1]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", [5, 20, 23])
 def test_stopped_within_a_validation_it_runs_it_again_and_goes_on_bitwise(
     run, config, sessions, monkeypatch, at

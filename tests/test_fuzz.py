@@ -111,6 +111,7 @@ def valid(config: Path, tmp_path: Path, monkeypatch) -> dict[str, Any]:
     return settings
 
 
+@pytest.mark.long
 @LIMITS
 @given(changes=st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=2))
 def test_wrong_values_in_a_config(run, config, tmp_path, valid, changes):
@@ -121,6 +122,7 @@ def test_wrong_values_in_a_config(run, config, tmp_path, valid, changes):
     check(run, tmp_path, "fit", "--config", config)
 
 
+@pytest.mark.long
 @LIMITS
 @given(
     key=st.sampled_from(KEYS),

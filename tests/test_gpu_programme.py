@@ -145,6 +145,7 @@ def forking(settings, monkeypatch):
     return settings
 
 
+@pytest.mark.long
 def test_a_row_that_measures_and_one_that_is_refused(forking, table, rows):
     [copies] = gpu.chosen("numbers", "B2")
     refused = Row("G1", "refused", 60, verify(*TINY, "--model.no_such_option=1"))

@@ -96,6 +96,7 @@ def by_lightning(tmp_path_factory) -> Path:
     return session
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "start_all",
     [start_torchrun, pytest.param(start_two_nodes, marks=pytest.mark.slow), start_slurm],
@@ -136,6 +137,7 @@ def numbers(session: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows if row[name]] for name in names}
 
 
+@pytest.mark.long
 def test_two_processes_train_what_one_does_with_the_same_global_batch(config, sessions):
     flags = [f"--model={__name__}.PlainModule", f"--data={__name__}.OddData"]
     for n, batch_size in ((1, 8), (2, 4)):
@@ -174,6 +176,7 @@ def test_another_number_of_processes_goes_on_with_a_warning(by_lightning, tmp_pa
     assert (last["global_step"], samples) == (12, 3 * 28)
 
 
+@pytest.mark.long
 def test_a_process_that_never_starts_is_waited_for_no_longer_than_asked(config):
     waiting = start(
         ["cli.py", "fit", "--config", str(config), *FLAGS, "--timeout_minutes=0.05"],
@@ -218,6 +221,7 @@ def hanging(config, tmp_path):
         os.kill(int(file.read_text()), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_process_that_hangs_ends_the_run_after_the_time_asked_for(hanging):
     process, _ = hanging("--timeout_minutes=0.05")
     _, err = process.communicate(timeout=60)  # waits for all that could still write
@@ -225,6 +229,7 @@ def test_a_process_that_hangs_ends_the_run_after_the_time_asked_for(hanging):
     assert re.search("^error: another process did not start, or does not answer", err, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_a_process_that_hangs_ends_with_the_first_if_that_is_killed(hanging):
     process, pid = hanging()
     while not pid.exists():
@@ -235,6 +240,7 @@ def test_a_process_that_hangs_ends_with_the_first_if_that_is_killed(hanging):
     assert ends(int(pid.read_text()))
 
 
+@pytest.mark.long
 def test_the_sbatch_file_runs_what_it_is_given(tmp_path):
     make_python(tmp_path / "python")
     (tmp_path / "srun").write_text('#!/bin/sh\nexec "$@"\n')

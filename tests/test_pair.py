@@ -108,6 +108,7 @@ def test_two_processes_killed_anywhere_go_on_bitwise(tmp_path, config, hook, kil
     check(start_pair(config, tmp_path / "experiments", hook, *kills, *FLAGS, *flags), kills)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("n_processes", "kills"),
     [(3, (13, 23, 10)), pytest.param(4, (1, 23, 1), marks=pytest.mark.slow)],

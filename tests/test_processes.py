@@ -39,6 +39,7 @@ def is_alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().rsplit(") ", 1)[1][0] != "Z"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "target", "fork"),
     [
@@ -68,6 +69,7 @@ def test_both_processes_stop_at_the_same_iteration_whoever_gets_the_signal(
     assert torch.load(last)["global_step"] == int(stopped[1])
 
 
+@pytest.mark.long
 def test_two_processes_stopped_by_a_signal_go_on_bitwise(config, sessions):
     process, _ = start_two(config)
     os.killpg(process.pid, signal.SIGTERM)
@@ -91,6 +93,7 @@ class CrashingModule(TinyModule):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_traceback_of_the_process_that_fails_is_the_last_thing_shown(
     tmp_path, monkeypatch, config, sessions, rank
@@ -118,6 +121,7 @@ class StuckModule(TinyModule):
 """
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_others_in_seconds(
     tmp_path, monkeypatch, config, sessions
 ):
@@ -135,6 +139,7 @@ def test_a_process_that_is_killed_ends_the_others_in_seconds(
     assert "contact with another process was lost" in (sessions()[0] / "log.txt").read_text()
 
 
+@pytest.mark.long
 def test_several_processes_refuse_to_validate_by_the_clock(config):
     ended = run_process(
         "fit", "--config", config, *FLAGS, "--trainer.val_check_interval=00:00:00:01"

@@ -167,6 +167,7 @@ def test_the_excerpts_of_sessions_and_compare_have_the_form_of_real_ones(run, pl
 VERIFY = ("verify", "--config", "configs/digits.yaml")
 
 
+@pytest.mark.long
 def test_some_iterations_of_the_main_commands_project_are_verified(run, forking_verify):
     assert VERIFY in COMMANDS
     code, out, err = run(*VERIFY, "--trainer.max_steps=24", "--trainer.val_check_interval=8")

@@ -50,6 +50,7 @@ def listed(folder: Path, place: Path) -> dict:
     return {row["tag"]: row for row in rows}
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_after_a_failure_and_ends_in_a_table(place):
     script = block_after("sweep").replace("1e-3 3e-3 1e-2", "1e-3 wrong 1e-2")
     script = script.replace("16 32", "16").replace("--model.width", f"{SMALL} --model.width")
@@ -123,6 +124,7 @@ def test_mlflow_gets_every_number_and_the_settings(place):
     assert (session / "metrics.csv").exists()
 
 
+@pytest.mark.long
 def test_the_profile_recipe_writes_into_the_session_folder(place):
     [command] = re.findall(r"python (cli.py fit .*profiler simple [^`]*)`", RECIPES)
     process = sh(f"python {shlex.join(shlex.split(command))}", place)
@@ -157,6 +159,7 @@ def recipe(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.long
 def test_a_backbone_is_frozen_and_thawed_and_a_restart_is_exact(run, tmp_path, recipe):
     kind = f"{recipe('finetune')}.Finetune"
     command = re.search(r"--trainer.callbacks\+ (\S+) (\S+) 2", RECIPES)

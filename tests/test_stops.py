@@ -15,6 +15,7 @@ def faults(case: Case, folder) -> list[str]:
     return [f"{stop}: {each}" for stop, each in told if each not in ("equal", "not reached")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "counting", "precision"),
     [

@@ -114,6 +114,7 @@ def hindered(stack: contextlib.ExitStack, way: str) -> tuple[str, dict[str, int]
     return "", {"stdout": writer, "stderr": tty}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_is_saved_in_full_whatever_its_streams_are(tmp_path, config, sessions, way):
     with contextlib.ExitStack() as stack:

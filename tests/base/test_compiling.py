@@ -105,6 +105,7 @@ def graphs(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.long
 def test_model_and_step_are_compiled_with_fixed_sizes_in_the_mode_that_is_asked_for(
     run, config, compiled
 ):
@@ -225,6 +226,7 @@ def test_graphs_that_overwrite_gradients_are_refused_where_these_are_added_up(
     assert (refusal in err) == bool(ends)
 
 
+@pytest.mark.long
 def test_hooks_that_leave_the_graph_train_as_without_a_compiler(run, config, sessions, graphs):
     project = f"--model={__name__}.Untraceable"
     for compiles in ("true", "false"):

@@ -146,6 +146,7 @@ def test_the_output_of_a_step_is_drawn(run, config):
     assert drawn == ["drawn train 3 (4, 4)", "drawn train 6 (4, 4)"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("listed", ["true", "false"])
 def test_killed_it_goes_on_bitwise(run, config, sessions, monkeypatch, tmp_path, listed):
     flags = (*ADVERSARIES, "--model.rates=steps", "--save_minutes=0", f"--model.listed={listed}")

@@ -159,6 +159,7 @@ def test_on_a_gpu_no_iteration_waits_and_the_average_is_there():
     assert {value.device.type for value in average.module.state_dict().values()} == {"cuda"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("average", "hook", "flags", "kills"),
     [
@@ -181,6 +182,7 @@ def test_killed_it_goes_on_bitwise(
         assert same(both(session), expected), f"killed at {k}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_batch_start"])
 def test_stopped_by_a_signal_also_within_a_validation_it_goes_on_bitwise(
     fit, run, sessions, monkeypatch, hook

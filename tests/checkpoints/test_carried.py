@@ -32,6 +32,7 @@ class WrappedModule(TinyModule):
         self.val_metrics = self.train_metrics.clone()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "names"),
     [("minmax", ["max", "min", "raw"]), ("boot", ["mean", "std"]), ("running", ["extra"])],

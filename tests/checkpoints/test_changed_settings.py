@@ -115,6 +115,7 @@ def test_it_keeps_what_the_optimiser_has_learnt(run, config, sessions):
     assert all(torch.equal(before["state_dict"][n], after["state_dict"][n]) for n in weights)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("schedule", "change"),
     [

@@ -142,6 +142,7 @@ def write_again_and_again(target) -> None:
         io.save_checkpoint({"w": torch.full((500_000,), float(i))}, target)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_of_a_write_a_whole_file_is_there(target):
     moments = random.Random(0)
     found = set()

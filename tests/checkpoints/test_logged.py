@@ -101,6 +101,7 @@ def begin(run, config):
     return begin_
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "stops"),
     [

@@ -75,6 +75,7 @@ def test_gradients_that_are_being_accumulated_are_in_no_checkpoint(run, config, 
     assert (code, script.written) == (0, [0, 1, 2, 3, 4, 4]), err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("hook", "save_minutes"),
     [("on_validation_start", 0), ("on_validation_batch_end", 0), ("on_validation_batch_end", 10)],
@@ -108,6 +109,7 @@ def test_killed_before_its_first_validation_a_run_starts_again_in_the_same_sessi
     assert same(result(sessions()[1]), result(sessions()[0]))
 
 
+@pytest.mark.long
 def test_killed_between_two_checkpoint_files_it_goes_on_bitwise_with_the_right_best(
     run, config, sessions, monkeypatch, meanwhile
 ):
@@ -310,6 +312,7 @@ class Gate(pl.Callback):
 GATE = "--trainer.callbacks=test_saving.Gate"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("meanwhile", [True], indirect=True)
 @pytest.mark.parametrize("schedule", ["none", "plateau"])
 def test_what_is_written_meanwhile_is_what_was_when_it_began(
@@ -404,6 +407,7 @@ class TeacherModule(TinyModule):
         self.teacher.add_(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end"])
 def test_what_a_module_does_at_the_end_of_a_batch_or_validation_is_saved(
     run, config, sessions, monkeypatch, tmp_path, hook

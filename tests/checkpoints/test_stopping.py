@@ -122,6 +122,7 @@ def test_accumulated_gradients_are_stepped_before_the_run_ends(run, config, sess
     assert same(result(session), result(sessions()[0]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [
@@ -280,6 +281,7 @@ def test_an_evaluation_goes_on_at_a_sigterm_that_was_ignored(
     assert code == 0, err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "number",
     [

@@ -1,5 +1,6 @@
 """What is frozen in training is so after a restart."""
 
+import pytest
 import torch
 from conftest import TinyModule
 from restarts import copy_at, result, same
@@ -34,6 +35,7 @@ class FineTuned(TinyModule):
         return self.model(self.backbone(batch["x"]))
 
 
+@pytest.mark.long
 def test_a_backbone_that_was_thawed_is_trained_after_a_restart(
     run, config, sessions, monkeypatch, tmp_path
 ):

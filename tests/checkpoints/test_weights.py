@@ -89,6 +89,7 @@ def test_a_file_that_cant_be_used_is_refused_in_one_line(tmp_path, kind):
 OF_CHECKPOINTS = ("checkpoint", "pickle", "zip", "pipe", "link", "size", "random")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [name for name in hostile.FAMILIES if any(word in name for word in OF_CHECKPOINTS)]
 )

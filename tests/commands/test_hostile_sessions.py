@@ -11,6 +11,7 @@ from lightning_trainer.session import drawing
 MINE = "session_node1_2024_02_29_12_00_01_honest"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", hostile.FAMILIES)
 def test_a_bad_folder_is_a_row_of_the_table(run, first_half, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

@@ -46,6 +46,7 @@ def start(*args: str, popen: type[subprocess.Popen] = subprocess.Popen) -> tuple
     return process.returncode, out, err
 
 
+@pytest.mark.long
 def test_a_new_project_trains_at_once_and_well_and_all_that_is_said_to_do_next_exists(run, place):
     code, out, err = run("new", "spirals")
     assert (code, err) == (0, "")

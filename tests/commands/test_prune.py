@@ -85,6 +85,7 @@ def test_a_training_without_validations_keeps_its_only_checkpoint(run, tmp_path)
     assert run("prune", tmp_path, "--yes")[1].endswith("has nothing to delete\n")
 
 
+@pytest.mark.long
 def test_a_running_one_is_none_of_them(run, tmp_path):
     with living_run(tmp_path) as (_, session):
         assert "has nothing to delete" in run("prune", session)[1]

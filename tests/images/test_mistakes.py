@@ -172,6 +172,7 @@ def test_a_model_without_mistakes_has_an_empty_picture_of_them(run, arguments, s
     assert names(sessions()[0]) == ["confusion_matrix.png", "mistakes.png"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_samples", [5])  # the second process has one batch less
 def test_two_processes_draw_what_one_does(run, arguments, sessions, monkeypatch, n_samples):
     arguments += [f"--data.n_samples={n_samples}"]

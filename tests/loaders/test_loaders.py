@@ -37,6 +37,7 @@ def restarts(run, config, sessions, monkeypatch, tmp_path):
     return restarts_
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "flags"),
     [

@@ -34,6 +34,7 @@ def fit(run, images, tmp_path):
 LONGER = pytest.param("cifar_fast_180.yaml", marks=pytest.mark.slow)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", ["cifar_fast.yaml", "cifar_fast_gpu.yaml", LONGER])
 def test_each_recipe_trains_and_killed_goes_on_bitwise(fit, run, sessions, monkeypatch, config):
     code, out, err = fit(config)
@@ -100,6 +101,7 @@ def test_there_is_one_copy_of_the_images(fit, monkeypatch):
     assert data.n_workers == 0
 
 
+@pytest.mark.long
 def test_each_set_is_taken_from_its_own_images(fit, run, sessions, monkeypatch):
     seen: dict[str, torch.Tensor] = {}
 

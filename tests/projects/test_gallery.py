@@ -290,6 +290,7 @@ def near(value: Any) -> Any:
     return pytest.approx(value, rel=1e-3, abs=6e-4 if abs(value) >= 0.01 else 0)
 
 
+@pytest.mark.long
 @every_project
 def test_a_project_keeps_the_contract(project, run, begin, tmp_path, monkeypatch):
     copies, few = tmp_path / "copies", [*FEW, f"--output_path={tmp_path / 'experiments'}"]

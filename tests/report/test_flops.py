@@ -142,6 +142,7 @@ VARIANTS = {
 SLOW = ("compiled, mixed", "compiled in a wrapper")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [
@@ -257,6 +258,7 @@ def test_an_unknown_peak_is_asked_for_on_a_gpu_only(h100, capsys):
     )
 
 
+@pytest.mark.long
 def test_each_of_several_devices_has_its_own_rate(config):
     done = run_process(
         "fit", "--config", config, FLOPS, "--trainer.devices=2", "--data.n_samples=28"

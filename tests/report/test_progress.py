@@ -233,6 +233,7 @@ ACCUMULATED = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags",
     [

@@ -102,6 +102,7 @@ def test_it_collects_at_lines_validations_and_every_50_batches(run, config, opti
     assert is_as_before()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("n_kept", "n_steps", "most"), [(0, 110, 55), (120, 450, 330)])
 def test_what_forms_cycles_is_bounded(run, config, monkeypatch, n_kept, n_steps, most):
     monkeypatch.setattr(garbage, "_FULL", 3)

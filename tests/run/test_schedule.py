@@ -114,6 +114,7 @@ def test_the_last_iteration_is_saved_however_the_run_is_measured(
     assert (code, script.written[-1:]) == (0, expected[-1:]), err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("interval", "accumulate", "kills"),
     [

@@ -64,6 +64,7 @@ PROJECT = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_workers", [0, 2])
 @pytest.mark.parametrize("counted", [(), ("--trainer.max_steps=-1", "--trainer.max_epochs=3")])
 def test_numbers_drawn_in_any_hook_are_the_same_after_a_restart(

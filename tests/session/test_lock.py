@@ -44,6 +44,7 @@ def test_a_second_fit_is_refused_and_touches_nothing_of_the_first_which_ends_wel
     assert code == 0, err
 
 
+@pytest.mark.long
 def test_results_beside_a_living_run_are_shown_and_leave_no_trace(run, tmp_path):
     with living_run(tmp_path) as (process, session):
         before = contents(session)

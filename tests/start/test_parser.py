@@ -326,6 +326,7 @@ def test_a_config_may_be_yaml_itself(run, config):
 # Classes that take no argument ------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "text",
     [

@@ -56,6 +56,7 @@ def kept(tmp_path, monkeypatch, forking_verify):
     return lambda: list(tmp_path.glob("verify_*"))
 
 
+@pytest.mark.long
 def test_an_exact_project_is_equal_after_kills_and_leaves_nothing(run, config, kept):
     code, out, err = run("verify", "--config", config, "--model.schedule=cosine")
     assert code == 0, out + err
@@ -78,6 +79,7 @@ def test_an_exact_project_is_equal_after_kills_and_leaves_nothing(run, config, k
     assert kept() == []
 
 
+@pytest.mark.long
 def test_a_dataset_with_a_generator_of_its_own_is_found_where_it_goes_on(
     run, config, kept, monkeypatch
 ):

@@ -15,6 +15,8 @@ import lightning
 import torch
 
 ROOT = Path(__file__).parent.parent
+# Before the tests' project is imported, which runs as cli.py does.
+_COMMAND = " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
 RESULTS = Path(__file__).parent / "RESULTS.md"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -53,8 +55,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def report(title: str, text: str) -> None:
     """Prints a result, and puts it into RESULTS.md in place of the one of the same title."""
-    command = " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
-    section = f"## {title}\n\n`{command}` on {_machine()}.\n\n{text}\n"
+    section = f"## {title}\n\n`{_COMMAND}` on {_machine()}.\n\n{text}\n"
     print(section, flush=True)
     before = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
     pattern = rf"^## {re.escape(title)}\n.*?(?=^## |\Z)"

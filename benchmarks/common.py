@@ -15,8 +15,7 @@ import lightning
 import torch
 
 ROOT = Path(__file__).parent.parent
-# Before the tests' project is imported, which runs as cli.py does.
-_COMMAND = " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+_ARGV = [*sys.argv]  # before the tests' project is imported, which calls itself cli.py
 RESULTS = Path(__file__).parent / "RESULTS.md"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -55,7 +54,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def report(title: str, text: str) -> None:
     """Prints a result, and puts it into RESULTS.md in place of the one of the same title."""
-    section = f"## {title}\n\n`{_COMMAND}` on {_machine()}.\n\n{text}\n"
+    command = " ".join(["python", os.path.relpath(_ARGV[0], ROOT), *_ARGV[1:]])
+    section = f"## {title}\n\n`{command}` on {_machine()}.\n\n{text}\n"
     print(section, flush=True)
     before = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
     pattern = rf"^## {re.escape(title)}\n.*?(?=^## |\Z)"
@@ -84,7 +84,7 @@ def run_processes(n: int, measure: Callable[[str], None]) -> None:
         common["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         ranks = [
             subprocess.Popen(
-                [sys.executable, *sys.argv],
+                [sys.executable, *_ARGV],
                 env={**os.environ, **common, "RANK": str(i), "LOCAL_RANK": str(i)},
             )
             for i in range(n)

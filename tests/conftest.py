@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ gc.disable()
 # The tests' models are too small for threads, which only get in each other's way.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
+
+# Under `nohup` it is ignored, as in all runs that a process starts; the tests send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 sys.argv[0] = "cli.py"  # stands for the program in the commands that are printed

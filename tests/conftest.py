@@ -30,8 +30,13 @@ gc.disable()
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in processes that tests start
 
-# Under `nohup` it is ignored, as in all runs that a process starts; the tests send it.
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# `nohup` and a shell's `&` have them ignored, which runs keep so; the tests send them.
+for _signal, _handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _handler)
 
 ROOT = Path(__file__).parent.parent
 sys.argv[0] = "cli.py"  # stands for the program in the commands that are printed

@@ -16,8 +16,10 @@ from lightning_trainer.session.program import code_folder, recorded_command
 from lightning_trainer.session.run_record import now
 from lightning_trainer.session.secrets import hide, hide_in_command, hider_of
 
-_PACKAGES = ("lightning_trainer", "torch", "torchvision", "lightning", "torchmetrics")
-_PACKAGES += ("jsonargparse", "numpy")
+_PACKAGES = (
+    *("lightning_trainer", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse"),
+    "numpy",
+)
 _DRIVER = Path("/sys/module/nvidia/version")
 _JOB_ID_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 # The patch has this many untracked files at most, each up to this size: larger ones are data.

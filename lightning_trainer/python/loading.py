@@ -12,6 +12,7 @@ from lightning_trainer.checkpoints.files import AtomicCheckpointIO
 from lightning_trainer.internals_of_hooks import without_profiler
 from lightning_trainer.python.running import PythonCLI, run_command
 from lightning_trainer.start.cli import run_trainer
+from lightning_trainer.start.export_command import make_plain
 
 
 def load_module(path: str, device: Any) -> Any:
@@ -46,12 +47,7 @@ class _LoadingCLI(PythonCLI):
                 "read. One file of it: python -m torch.distributed.checkpoint.format_utils "
                 f"dcp_to_torch {restart.checkpoint} weights.pt"
             )
-        trainer = {"callbacks": None, "logger": False, "profiler": None, "accelerator": "cpu"}
-        for name, value in {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
-            config.trainer[name] = value
-        arguments = config.model.get("init_args") or {}
-        if arguments.get("compile"):
-            arguments["compile"] = False
+        make_plain(config)
 
     def instantiate_classes(self) -> None:
         assert self.restart is not None

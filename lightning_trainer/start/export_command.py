@@ -102,6 +102,16 @@ class _Exported(SystemExit):
         self.told = told
 
 
+def make_plain(config: Any) -> None:
+    """Leaves of a command's settings what a model needs in one process on the CPU, not compiled."""
+    trainer = {"callbacks": None, "logger": False, "profiler": None, "accelerator": "cpu"}
+    for name, value in {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
+        config.trainer[name] = value
+    arguments = config.model.get("init_args") or {}
+    if arguments.get("compile"):
+        arguments["compile"] = False
+
+
 class _ExportCLI(SessionCLI):
     """Makes the objects of `validate` with the checkpoint's weights, without writing anything."""
 
@@ -112,12 +122,7 @@ class _ExportCLI(SessionCLI):
         assert restart is not None
         config.ckpt_path = str(restart.checkpoint)
         config.verbose = False
-        trainer = {"callbacks": None, "logger": False, "profiler": None, "accelerator": "cpu"}
-        for name, value in {**trainer, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
-            config.trainer[name] = value
-        arguments = config.model.get("init_args") or {}
-        if arguments.get("compile"):
-            arguments["compile"] = False
+        make_plain(config)
 
     def instantiate_classes(self) -> None:
         super(SessionCLI, self).instantiate_classes()

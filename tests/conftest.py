@@ -40,6 +40,11 @@ for _signal, _handler in (
 
 ROOT = Path(__file__).parent.parent
 sys.argv[0] = "cli.py"  # stands for the program in the commands that are printed
+# Nor do results depend on the terminal, the build server or the cluster that runs the tests.
+for _name in list(os.environ):
+    if _name in ("CI", "COLUMNS", "LINES", "NO_COLOR") or _name.startswith(("SLURM_", "PBS_")):
+        del os.environ[_name]
+os.environ["TERM"] = "xterm"
 # A config names classes of the tests as `test_lock.Waits`, also in processes that tests start.
 _FOLDERS = [ROOT, *(path for path in (ROOT / "tests").rglob("*") if path.is_dir())]
 sys.path += map(str, _FOLDERS)

@@ -52,7 +52,7 @@ MARKED = [  # tests of a GPU in the files of others
 ]
 
 CORRECTNESS = [
-    Row("N2", "two processes on one GPU, gloo", 200, two_processes("gloo", 15)),
+    Row("N2", "two processes on one GPU, gloo", 240, two_processes("gloo", 15)),
     Row("G4", "restart, compiled", 240, verify(*COMPILED, small=COMPILED_SMALL)),
     Row(
         *("G4", "restart, compiled anew by each start", 300),
@@ -63,25 +63,25 @@ CORRECTNESS = [
         verify(*TINY, DETERMINISTIC, "--model.compile=reduce-overhead"),
     ),
     Row("G9", "restart, cifar, not deterministic", 300, verify(*CIFAR, BF16, times=3, must=False)),
-    Row("N3", "two processes on one GPU, NCCL", 200, nccl, needs_gpu=True),
-    Row("G1", "restart, digits, fp32", 120, verify(*DIGITS, DETERMINISTIC)),
-    Row("G2", "restart, cifar, bf16, channels last", 150, verify(*CIFAR, BF16, DETERMINISTIC)),
-    Row("G3", "restart, 16-mixed, first losses overflow", 150, overflowing),
+    Row("N3", "two processes on one GPU, NCCL", 240, nccl, needs_gpu=True),
+    Row("G1", "restart, digits, fp32", 240, verify(*DIGITS, DETERMINISTIC)),
+    Row("G2", "restart, cifar, bf16, channels last", 240, verify(*CIFAR, BF16, DETERMINISTIC)),
+    Row("G3", "restart, 16-mixed, first losses overflow", 240, overflowing),
     *(
-        Row("G5", f"restart, augmented on the device, {n} workers", 120,
+        Row("G5", f"restart, augmented on the device, {n} workers", 240,
             verify(*AUGMENTED, f"--data.n_workers={n}", DETERMINISTIC))
         for n in (0, 2)
     ),
-    Row("G6", "restart, averaged weights", 120, verify(*DIGITS, *AVERAGE, DETERMINISTIC)),
+    Row("G6", "restart, averaged weights", 240, verify(*DIGITS, *AVERAGE, DETERMINISTIC)),
     Row(
-        *("G7", "restart, ReportFlops", 120),
+        *("G7", "restart, ReportFlops", 240),
         verify(*CIFAR, "--trainer.callbacks+=lightning_trainer.ReportFlops", DETERMINISTIC),
     ),
-    Row("G8", "restart, cifar_fast", 150, verify(*FAST, DETERMINISTIC)),
-    Row("G10", "from GPU to CPU and back", 150, to_other_devices),
-    Row("N1", "restart, DDP of one process", 120,
+    Row("G8", "restart, cifar_fast", 240, verify(*FAST, DETERMINISTIC)),
+    Row("G10", "from GPU to CPU and back", 240, to_other_devices),
+    Row("N1", "restart, DDP of one process", 240,
         verify(*TINY, DETERMINISTIC, "--trainer.strategy=ddp", "--trainer.devices=1")),
-    Row("N1", "restart, FSDP2 of one process", 120,
+    Row("N1", "restart, FSDP2 of one process", 240,
         verify(*TINY, *SHARDED, DETERMINISTIC, "--trainer.devices=1")),
     Row("T1", "no waiting within a step", 240, tests("tests/gpu/test_gpu_waits.py")),
     Row(
@@ -147,7 +147,8 @@ def prepare(device: str) -> None:
     """Sets the variables that all processes get."""
     folders = [ROOT, *(path for path in (ROOT / "tests").rglob("*") if path.is_dir())]
     folders += [ROOT / "tests", ROOT / "benchmarks"]
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [*folders, *filter(None, given)]))
     os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ["OMP_NUM_THREADS"] = "2" if device == "cuda" else "1"  # 1: to be forked
     if device == "cpu":
@@ -208,7 +209,7 @@ def fork_scripts(settings: Settings) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     import forks
 
-    os.environ["FORKS"] = forks._start_server()
+    os.environ["FORKS"] = forks.start_server()
     settings.popen = partial(forks.ForkedProcess, address=os.environ["FORKS"])
 
 

@@ -164,12 +164,31 @@ def is_compiled(module: Any) -> bool:
     return any(isinstance(m, compiled) or m._compiled_call_impl for m in module.modules())
 
 
-def let_step_unscale(optimiser: Any, fused: bool) -> None:
+def let_step_unscale(optimiser: Any, unscales: bool) -> None:
     """Tells a GradScaler that a fused step skips infinite gradients itself, without a wait for it.
 
-    torch 2.0: `_step_supports_amp_scaling`, which an optimiser's constructor sets.
+    torch 2.0: `_step_supports_amp_scaling`, which the constructor of a fused optimiser sets. Where
+    it is set Lightning 2.6 clips no gradients, even if there is no GradScaler.
     """
-    optimiser._step_supports_amp_scaling = fused
+    optimiser._step_supports_amp_scaling = unscales
+
+
+def nccl_failure() -> str:
+    """What NCCL, if the processes talk by it, has noticed: "COMM_ERROR", ...; empty if nothing.
+
+    torch 2.7: `get_error` of a process group's backend. It tells within a second what the watchdog
+    of torch tells a minute later, by ending the process.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()) or not dist.is_nccl_available():
+        return ""
+    if "nccl" not in dist.get_backend_config():
+        return ""
+    backend = dist.group.WORLD._get_backend(torch.device("cuda"))  # type: ignore[union-attr]
+    failure = backend.get_error() if hasattr(backend, "get_error") else None
+    return "" if failure is None or failure.name == "SUCCESS" else str(failure.name)
 
 
 def seed_gpu(index: int, seed: int) -> None:

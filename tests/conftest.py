@@ -48,7 +48,8 @@ os.environ["TERM"] = "xterm"
 # A config names classes of the tests as `test_lock.Waits`, also in processes that tests start.
 _FOLDERS = [ROOT, *(path for path in (ROOT / "tests").rglob("*") if path.is_dir())]
 sys.path += map(str, _FOLDERS)
-os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT / "tests", *_FOLDERS]))
+_GIVEN = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, [ROOT / "tests", *_FOLDERS, *_GIVEN]))
 
 
 class TinyDataset(torch.utils.data.Dataset):

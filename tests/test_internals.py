@@ -8,11 +8,13 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import TinyData, TinyModule
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import (
     DDPStrategy,
     ModelParallelStrategy,
@@ -30,6 +32,7 @@ from lightning_trainer.internals import (
     is_compiled,
     is_open,
     let_step_unscale,
+    nccl_failure,
     option_names,
     prefer_whole_numbers,
     reopen,
@@ -191,6 +194,24 @@ def test_a_fused_optimiser_tells_a_scaler_what_its_step_does_by_the_attribute_th
         assert vars(fused).keys() >= {"_step_supports_amp_scaling"} <= vars(plain).keys()
         assert fused._step_supports_amp_scaling is plain._step_supports_amp_scaling is True
     assert "_step_supports_amp_scaling" in inspect.getsource(torch.amp.GradScaler.step)
+
+
+def test_a_scaler_and_clipping_read_the_attribute_of_a_fused_optimiser():
+    weight = nn.Parameter(torch.ones(1))
+    fused, plugin = torch.optim.Adam([weight], fused=True), MixedPrecision("bf16-mixed", "cpu")
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        plugin.clip_gradients(fused, 0.1)
+    let_step_unscale(fused, False)
+    plugin.clip_gradients(fused, 0.1)
+
+
+def test_nccl_is_asked_for_its_failure():
+    assert nccl_failure() == ""  # there is no group
+    if not dist.is_nccl_available():
+        pytest.skip("this torch has no NCCL")
+    assert hasattr(dist.ProcessGroupNCCL, "get_error")
+    names = set(torch._C._distributed_c10d.ErrorType.__members__)
+    assert names == {"SUCCESS", "TIMEOUT", "COMM_ERROR", "REMOTE_ERROR"}
 
 
 def test_a_compiled_module_is_known_however_it_was_compiled():

@@ -20,6 +20,9 @@ def fuse(module: pl.LightningModule, optimiser: Optimizer, allowed: bool) -> Non
     that was fused on a GPU goes on without on a CPU. An optimiser is fused as a whole or not at
     all, as a GradScaler knows only these two.
     """
+    is_scaled = _is_scaled(module)
+    if not is_scaled:  # else Lightning refuses to clip, also where the project has fused it
+        let_step_unscale(optimiser, False)
     groups = optimiser.param_groups
     is_open = all(group.get(key) is None for group in groups for key in ("fused", "foreach"))
     if type(optimiser) not in _FUSED_ON_CUDA or not is_open:
@@ -29,13 +32,13 @@ def fuse(module: pl.LightningModule, optimiser: Optimizer, allowed: bool) -> Non
     def load(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         # torch takes `fused` from the state, and then moves the counts of steps to the GPU.
         both = fused and all(group.get("fused") for group in state["param_groups"])
-        let_step_unscale(optimiser, both)
+        let_step_unscale(optimiser, both and is_scaled)
         own = {"fused": both or None}
         return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
 
     optimiser.register_load_state_dict_pre_hook(load)
     if fused:
-        let_step_unscale(optimiser, True)
+        let_step_unscale(optimiser, is_scaled)
         for group in groups:
             group["fused"] = True
 
@@ -58,8 +61,11 @@ def _is_possible(module: pl.LightningModule, groups: list[dict[str, Any]]) -> bo
     sparse = any(getattr(layer, "sparse", False) for layer in module.modules())
     if not (are_plain and all(map(is_on_cuda, weights))) or excluded or sparse:
         return False
-    is_scaled = getattr(module.trainer.precision_plugin, "scaler", None) is not None
-    return not (is_scaled and _gradients_are_read(module))
+    return not (_is_scaled(module) and _gradients_are_read(module))
+
+
+def _is_scaled(module: pl.LightningModule) -> bool:
+    return getattr(module.trainer.precision_plugin, "scaler", None) is not None
 
 
 def _gradients_are_read(module: pl.LightningModule) -> bool:

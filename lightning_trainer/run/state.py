@@ -117,6 +117,10 @@ class LossSum:
         return (self._sum / max(self._n_batches, 1)).item() if since == self._since else 0.0
 
 
+def _raise(ex: Exception) -> None:
+    raise ex
+
+
 @dataclass
 class RunState:
     """The state that the callbacks of a run share; it is the only argument of each.
@@ -144,6 +148,7 @@ class RunState:
     # start/cli.py, before the run
     notifier: Notifier | None = None  # where the command line asks for messages
     is_called: bool = False  # whether Python has called for the run, and no command line
+    fail: Callable[[Exception], object] = _raise  # tells an error and ends the process
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done

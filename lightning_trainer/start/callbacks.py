@@ -42,6 +42,7 @@ from lightning_trainer.run.sharing import ShareSession
 from lightning_trainer.run.state import RunState
 from lightning_trainer.run.waiting import NameWaitingMetrics
 from lightning_trainer.start.failure import SkipTeardown
+from lightning_trainer.start.watching import WatchOthers
 
 
 def all_callbacks(run: RunState, added: Sequence[Callback] = ()) -> list[Callback]:
@@ -93,6 +94,7 @@ def _after_added(run: RunState) -> list[Callback]:
     """Among them the checkpoint of a batch, after all that others do with it."""
     return [
         StopOnSignal(run),  # at the end of an iteration
+        WatchOthers(run),  # its thread sees no hooks: any place would do
         SkipTeardown(run),  # after all that tells of the end, before SaveCheckpoints waits
         *([SaveCheckpoints(run)] if run.saves else []),  # Lightning moves a Checkpoint to the end
     ]

@@ -229,7 +229,7 @@ class SessionCLI(LightningCLI):
         except TypeError as ex:  # Lightning takes any value for some of its keys
             raise ValueError(f"a value in `trainer` is of a wrong kind: {ex}") from ex
         run.attach(trainer)
-        run.notifier, run.is_called = self._notifier, self.is_called
+        run.notifier, run.is_called, run.fail = self._notifier, self.is_called, self._fail
         set_timeout(trainer.strategy, run.processes.timeout)
         self.state = run
         run.at_end(run.writer.shutdown)

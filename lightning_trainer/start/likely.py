@@ -24,6 +24,8 @@ _REMEDIES = {  # for what torch and Lightning say
     "is out of bounds": "Classes count from 0: is the last label less than the model's outputs?",
     "Expected all tensors to be on the same device": "Make what a hook makes itself where the "
     "batch is, e.g. by `device=self.device`",
+    "does not allow for gradient clipping": "With 16-mixed: leave out the optimiser's `fused`, or "
+    "`trainer.gradient_clip_val`",
     "An invalid dataloader was returned": "Return what can be iterated over",
 }
 _DETACHED = (

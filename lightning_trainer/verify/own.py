@@ -79,7 +79,7 @@ def _walk(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tup
         yield name, [kind, digest(value)]
     elif isinstance(value, Tensor | np.ndarray):
         n_values = value.numel() if isinstance(value, Tensor) else value.size
-        if n_values <= _N_VALUES:
+        if n_values <= _N_VALUES and not _is_freed(value):
             exact = value if isinstance(value, Tensor) else value.tolist()
             yield name, [kind, digest(exact)]
     elif id(value) in seen or isinstance(value, _ELSEWHERE):
@@ -98,6 +98,12 @@ def _walk(value: Any, name: str, seen: set[int], depth: int = 0) -> Iterator[tup
         seen.add(id(value))
         for key, item in vars(value).items():
             yield from _walk(item, f"{name}.{key}", seen, depth + 1)
+
+
+def _is_freed(value: Any) -> bool:
+    """Whether a tensor's memory was given back, as FSDP does with a weight that it has gathered."""
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return is_dense and value.numel() > 0 and value.untyped_storage().nbytes() == 0
 
 
 def _state_of(generator: Any) -> Any:

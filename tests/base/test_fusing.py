@@ -130,10 +130,10 @@ def test_with_16_mixed_one_is_fused_where_nothing_reads_the_gradients(on_cuda, c
 
 
 def test_a_fused_step_skips_infinite_gradients_without_asking_for_them(on_cuda, monkeypatch):
-    module = tiny()
-    optimiser = made(module, Adam(module.parameters()))
+    module, scaler = tiny(), torch.amp.GradScaler("cpu")
+    mixed = MixedPrecision("16-mixed", "cpu", scaler)
+    optimiser = made(module, Adam(module.parameters()), plugins=[mixed])
     unfused = Adam(module.parameters()).state_dict()
-    scaler = torch.amp.GradScaler("cpu")
     asked = []
     monkeypatch.setattr(scaler, "_maybe_opt_step", lambda *args, **kwargs: asked.append(args))
 
@@ -187,6 +187,21 @@ def test_a_run_that_was_not_fused_goes_on_bitwise_where_it_could_be(
     assert fused_in(whole) == fused_in(restarted) == [None]
     assert same(result(restarted), result(whole))
     assert "Changed optimiser settings" not in out
+
+
+@pytest.mark.parametrize("owner", ["layer", "project"])
+def test_without_a_scaler_a_fused_optimiser_lets_gradients_be_clipped(on_cuda, owner):
+    module = tiny()
+    fused = {"fused": True} if owner == "project" else {}
+    optimiser = made(
+        module, Adam(module.parameters(), **fused), precision="bf16-mixed", gradient_clip_val=0.1
+    )
+    assert fusing.is_fused(optimiser)
+    for weight in module.parameters():
+        weight.grad = torch.ones_like(weight)
+    module.clip_gradients(optimiser, 0.1, "norm")
+    norm = torch.stack([weight.grad.norm() for weight in module.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.1, rel=1e-4)
 
 
 @pytest.mark.parametrize("options", [(), ("--model.fused=false",)])

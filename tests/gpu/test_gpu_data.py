@@ -85,6 +85,6 @@ def test_without_lines_neither_events_nor_memory_grow(run, config, monkeypatch):
     flags += ("--trainer.val_check_interval=100000", "--trainer.callbacks+=test_gpu_data.Memory")
     code, _, err = run("fit", "--config", config, *flags, ON)
     assert code == 0, err
-    assert len(made) <= 2 * 512
+    assert len(made) <= 2 * (512 + 1)  # and the pair of the step that is under way
     if HAS_CARD:
         assert Memory.at[1999] <= Memory.at[500] + 2**16

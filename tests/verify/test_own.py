@@ -57,6 +57,13 @@ def test_what_a_checkpoint_holds_and_long_lists_are_left_out():
     assert not [name for name in state if "metrics" in name or "weight" in name or "paths" in name]
 
 
+def test_a_tensor_whose_memory_was_given_back_is_left_out():
+    module, data, before = found()
+    module.mean = torch.ones(3)
+    module.mean.untyped_storage().resize_(0)
+    assert set(before) - set(own_state(module, data)) == {"model.mean"}
+
+
 def test_a_draw_or_a_change_shows_there_alone():
     module, data, before = found()
     assert own_state(module, data) == before

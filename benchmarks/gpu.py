@@ -195,7 +195,7 @@ def main() -> int:
             args.minutes or (8.7 if args.device == "cuda" else 30)
         )
         if args.part == "correctness":
-            settings.n_jobs = args.j or min(8, os.cpu_count() or 1)
+            settings.n_jobs = args.j or min(14, os.cpu_count() or 1)
             settings.data = Path(folder, "images")
             make_images(settings.data, args.data, args.device == "cpu")
         if args.device == "cpu":

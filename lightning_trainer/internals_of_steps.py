@@ -180,8 +180,9 @@ class DirectLoop:
         batch = self.precision.convert_input(batch)
         if self.moves:
             device = self.strategy.root_device
-            if device.type == "cpu" and type(batch) is dict and _is_flat(batch):
-                return {name: value.to(device) for name, value in batch.items()}
+            if device.type in ("cpu", "cuda") and type(batch) is dict and _is_flat(batch):
+                waits = device.type == "cpu"
+                return {k: v.to(device, non_blocking=not waits) for k, v in batch.items()}
             return move_data_to_device(batch, device)
         batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
         return call._call_strategy_hook(self.trainer, "batch_to_device", batch, dataloader_idx=0)

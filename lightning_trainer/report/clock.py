@@ -22,18 +22,19 @@ class DeviceEvents:
         self._n_used = 0
         self._started = False
         self._summed_ms = 0.0  # of pairs that may be used again
+        self._stream: Any = None  # of the steps; to ask for it takes longer than to record an event
 
     def start(self) -> None:
         if self._n_used == len(self._pairs):
             event: Any = torch.cuda.Event
             self._pairs.append((event(enable_timing=True), event(enable_timing=True)))
-        self._pairs[self._n_used][0].record()
+        self._pairs[self._n_used][0].record(self._stream)
         self._started = True
 
     def end(self) -> None:
         if not self._started:
             return
-        self._pairs[self._n_used][1].record()
+        self._pairs[self._n_used][1].record(self._stream)
         self._started = False
         self._n_used += 1
         if self._n_used >= _MOST_PAIRS:
@@ -48,6 +49,7 @@ class DeviceEvents:
 
     def clear(self) -> None:
         self._n_used, self._summed_ms, self._started = 0, 0.0, False
+        self._stream = torch.cuda.current_stream()
 
     def _sum_up(self) -> None:
         """Sums up the pairs that the device has passed; does not wait."""

@@ -24,11 +24,9 @@ from lightning_trainer.session.notices import Notifier
 
 @dataclass
 class RunTimes:
-    """Seconds of a run, over all its starts.
+    """Seconds of a run, over all its starts."""
 
-    checkpoints/writing.py adds the times of checkpoints, PrintProgress all others.
-    """
-
+    # PrintProgress; the times of checkpoints: checkpoints/writing.py
     elapsed_s: float = 0.0  # wall-clock time since training started
     data_s: float = 0.0  # waiting for batches
     update_s: float = 0.0  # forward, backward and optimiser step
@@ -117,10 +115,6 @@ class LossSum:
         return (self._sum / max(self._n_batches, 1)).item() if since == self._since else 0.0
 
 
-def _raise(ex: Exception) -> None:
-    raise ex
-
-
 @dataclass
 class RunState:
     """The state that the callbacks of a run share; it is the only argument of each.
@@ -148,7 +142,7 @@ class RunState:
     # start/cli.py, before the run
     notifier: Notifier | None = None  # where the command line asks for messages
     is_called: bool = False  # whether Python has called for the run, and no command line
-    fail: Callable[[Exception], object] = _raise  # tells an error and ends the process
+    fail: Callable[[Exception], object] | None = None  # tells it, and ends the process
 
     # KeepState
     iteration: int = 0  # iterations, i.e. optimiser steps, that are done

@@ -31,7 +31,7 @@ from lightning_trainer.session.settings import dump_settings, read_settings
 from lightning_trainer.session.slow_start import begin_step, watch_start
 from lightning_trainer.session.terminal import keep_log
 from lightning_trainer.start.defaults import config_texts, hyper_parameters, left_out, storable
-from lightning_trainer.start.failure import FILE_NAME, end_at_once, failure_text, has_lost_contact
+from lightning_trainer.start.failure import FILE_NAME, end_at_once, failure_text, must_end_at_once
 from lightning_trainer.start.finders import begin_search, keep_found, search_arguments
 from lightning_trainer.start.given_back import hide_absent_gpus, keep_process
 from lightning_trainer.start.launch import random_seed
@@ -100,7 +100,7 @@ class SessionCLI(LightningCLI):
         writes = is_first_process() and not self.is_guest
         if folder is not None and writes and self.request.records:
             note_failure(folder, self.request.command, root_cause(ex), self._secrets)
-        if self.state and trainer and has_lost_contact(ex, trainer):
+        if self.state and trainer and must_end_at_once(ex, trainer, self.is_called):
             print(text, end="", file=sys.stderr, flush=True)
             end_at_once(trainer, self.state, self._stack)
         self.end_failed(text, root_cause(ex))

@@ -87,6 +87,16 @@ def has_lost_contact(ex: BaseException, trainer: pl.Trainer) -> bool:
     return trainer.world_size > 1 and (_is_closed(ex) or _is_timeout(ex))
 
 
+def must_end_at_once(ex: BaseException, trainer: pl.Trainer, is_called: bool) -> bool:
+    """Whether the process can't end as usual.
+
+    So it is without the other processes, and after a kernel has failed: the GPU then refuses all,
+    and Python's own end aborts the process. Python code that has called for the run lives on.
+    """
+    broken = isinstance(ex, RuntimeError) and "CUDA error" in str(ex)
+    return has_lost_contact(ex, trainer) or (broken and not is_called)
+
+
 def end_at_once(trainer: pl.Trainer, run: RunState, clean_up: contextlib.ExitStack) -> NoReturn:
     """Ends the process with exit code 1, whatever a GPU is waiting for.
 

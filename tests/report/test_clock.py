@@ -44,7 +44,7 @@ class Event:
         self.at_s = None
         gpu.n_events += 1
 
-    def record(self) -> None:
+    def record(self, stream: None) -> None:
         self.at_s = max(gpu.busy_until_s, script.now_s)
 
     def query(self) -> bool:
@@ -88,6 +88,7 @@ def fit(run, config, sessions, monkeypatch):
         monkeypatch.setattr(module, "on_gpu", lambda trainer: True)
     monkeypatch.setattr(recording, "describe_gpus", lambda trainer: {"gpus": ["scripted"]})
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "synchronize", gpu.wait)
     for name in ("mean", "total"):
         read = getattr(LossSum, name)
@@ -198,6 +199,7 @@ def test_pairs_that_the_gpu_has_not_passed_are_not_summed_up(monkeypatch):
     scripted.start(monkeypatch)
     gpu.__init__()
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     events = clock.DeviceEvents()
     for n in range(3 * clock._MOST_PAIRS):
         events.start()

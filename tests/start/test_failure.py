@@ -1,14 +1,17 @@
 """One message, or a traceback, of what failed first."""
 
+import atexit
 import contextlib
+import csv
 import errno
+import os
 import re
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TinyData, TinyModule
+from conftest import TinyData, TinyModule, run_process
 from lightning.pytorch.callbacks import Callback
 from torch.distributed import DistStoreError
 
@@ -134,6 +137,27 @@ def test_the_first_error_is_reported_when_ending_the_run_fails_too(run, config, 
     assert err.endswith("KeyError: 'the cause'\n")
     assert "device-side" not in err
     assert RunRecord.read(sessions()[0]).reason == "KeyError: 'the cause'"
+
+
+class BreaksItsGpu(TinyModule):
+    """A kernel fails at iteration 3; then the end of Python aborts the process, as CUDA does."""
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 2:
+            atexit.register(os.abort)
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_failed_kernel_ends_the_process_with_exit_code_1_and_its_cause_last(config, sessions):
+    fit = ("fit", "--config", config, "--trainer.log_every_n_steps=1")
+    done = run_process(*fit, "--model=test_failure.BreaksItsGpu")
+    assert done.returncode == 1
+    assert done.stderr.endswith("CUDA error: device-side assert triggered\n")
+    [session] = sessions()
+    assert RunRecord.read(session).state == "failed"
+    assert "device-side assert" in (session / "log.txt").read_text()
+    assert "2" in {row["step"] for row in csv.DictReader((session / "metrics.csv").open())}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torchmetrics import SumMetric
 
 from lightning_trainer.base.hook_checks import refuse_loss
 
@@ -51,30 +50,28 @@ class MeanLosses:
     """The means of losses over the examples of those batches that have them."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[SumMetric, SumMetric]] = {}
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # and the examples
 
     def update(self, losses: Mapping[str, Tensor], n_examples: int) -> None:
         for name, loss in losses.items():
-            if name not in self._sums:
-                # A MeanMetric forgets its weights with "disable", without which it synchronises
-                # the device.
-                both = (SumMetric(nan_strategy="disable").to(loss.device) for _ in range(2))
-                self._sums[name] = (next(both), next(both))
-            loss_sum, examples = self._sums[name]
-            weight = torch.full_like(loss, n_examples, dtype=torch.float32)
-            loss_sum.update(loss * weight)
-            examples.update(weight)
+            kind = torch.promote_types(loss.dtype, torch.float32)
+            total = (loss.detach().to(kind) * n_examples).sum()
+            before, n_before = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + before, n_examples * loss.numel() + n_before
 
     def compute(self, trainer: pl.Trainer) -> tuple[dict[str, Tensor], int]:
         """The means and the examples of "loss", over all processes, which meet here; then reset."""
-        means, n_examples = {}, 0
-        for name in _of_all_processes(trainer, [*self._sums]):
-            pair = self._sums.get(name) or (SumMetric(), SumMetric())
-            loss_sum, examples = (m.to(trainer.strategy.root_device).compute() for m in pair)
-            means[name] = loss_sum / examples
-            n_examples = int(examples) if name == "loss" else n_examples
+        names, device = _of_all_processes(trainer, [*self._sums]), trainer.strategy.root_device
+        nothing = torch.zeros((), device=device), 0
+        sums = {name: self._sums.get(name, nothing) for name in names}
         self._sums = {}
-        return means, n_examples
+        if trainer.world_size > 1 and names:
+            totals, counts = zip(*sums.values(), strict=True)
+            own = torch.stack(totals).to(device), torch.tensor(counts, device=device)
+            of_all = [trainer.strategy.all_gather(part).sum(0) for part in own]
+            sums = dict(zip(names, zip(of_all[0], of_all[1].tolist(), strict=True), strict=True))
+        means = {name: (total / n).to(device) for name, (total, n) in sums.items()}
+        return means, sums.get("loss", nothing)[1]
 
 
 def _of_all_processes(trainer: pl.Trainer, names: list[str]) -> list[str]:

@@ -1,16 +1,19 @@
 """The fast recipe: images that stay on the device, augmented there; its network and schedule."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import ROOT
 from restarts import Killed, kill_at, result, same
 from test_cifar import write_images
 from torch import nn
+from torch.optim import SGD, Adam, Optimizer
 
 from projects.cifar import CifarModule
-from projects.cifar_fast import FastCifarData, FastCifarModule
+from projects.cifar_fast import FastCifarData, FastCifarModule, WhitenedCifarModule
 from projects.cifar_fast.module import Maximum
-from projects.cifar_fast.whitened import copying, whiten
+from projects.cifar_fast.whitened import Together, copying, set_norms, whiten
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,57 @@ def test_a_layer_that_whitens_gives_patches_uncorrelated_channels_of_equal_power
 def test_a_convolution_begins_with_copies_of_its_input():
     maps = torch.randn(2, 3, 5, 5)
     assert torch.equal(copying(3, 7)(maps)[:, :3], maps)
+
+
+def test_optimisers_together_step_as_each_alone_before_and_after_a_checkpoint():
+    def weights() -> list[nn.Parameter]:
+        generator = torch.Generator().manual_seed(0)
+        return [nn.Parameter(torch.randn(3, generator=generator)) for _ in range(3)]
+
+    def optimisers(a: nn.Parameter, b: nn.Parameter, c: nn.Parameter) -> tuple[Optimizer, ...]:
+        sgd = SGD([{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.2}], momentum=0.9)
+        return sgd, Adam([c], lr=0.3)
+
+    def step(*steppers: Optimizer, of: list[nn.Parameter]) -> None:
+        for weight in of:
+            weight.grad = weight.detach().cos()
+        for each in steppers:
+            each.step()
+
+    alone, joined = weights(), weights()
+    apart, together = optimisers(*alone), Together(*optimisers(*joined))
+    for _ in range(3):
+        step(*apart, of=alone)
+        step(together, of=joined)
+    again = [nn.Parameter(weight.detach().clone()) for weight in joined]
+    restarted = Together(*optimisers(*again))
+    restarted.load_state_dict(together.state_dict())
+    for _ in range(3):
+        step(*apart, of=alone)
+        step(restarted, of=again)
+    assert same(alone, again)
+
+
+def test_norms_are_those_of_filters_of_norm_1():
+    kernels = [torch.randn(16, 3, 3, 3), torch.randn(4, 16, 3, 3)]
+    directions = [kernel / kernel.norm() for kernel in kernels]
+    set_norms(kernels)
+    for kernel, direction in zip(kernels, directions, strict=True):
+        torch.testing.assert_close(kernel, direction * len(kernel) ** 0.5)
+
+
+def test_of_the_whitened_network_muon_trains_kernels_and_sgd_the_head_and_biases(images):
+    module = WhitenedCifarModule(n_classes=3, widths=(8, 8, 8), stem_width=24, stem_stride=1)
+    data = FastCifarData(root=images, batch_size=8)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    data.setup("fit")
+    module.trainer = SimpleNamespace(datamodule=data, world_size=2, estimated_stepping_batches=9)
+    module.create_model()
+    module.create_optimiser()
+    kernels, biases, head = module.optimiser.param_groups
+    assert [weight.ndim for weight in kernels["params"]] == [4] * 6
+    assert [weight.ndim for weight in biases["params"]] == [1] * 8
+    assert [weight.ndim for weight in head["params"]] == [2]
+    assert [group["lr"] for group in (kernels, biases, head)] == [0.2, 16 * 0.053, 16 * 0.67]
+    trained = {id(w) for group in module.optimiser.param_groups for w in group["params"]}
+    assert {id(w) for w in module.model.parameters() if w.requires_grad} == trained

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice
+from math import inf
 from typing import Any
 
 import torch
@@ -18,14 +19,18 @@ from projects.cifar_fast.module import FastCifarModule, Maximum, block, convolut
 class WhitenedCifarModule(FastCifarModule):
     """The layout and the optimisers of airbench94_muon, narrower: Jordan (2024), arXiv:2404.00498.
 
-    The kernels of the first layer are computed from the training images and not trained. Each group
-    has half the size from its first convolution on. Of the norms only the biases are trained.
+    The kernels of the first layer are computed from the training images and not trained, and no
+    norm follows it. Each group has half the size from its first convolution on. Of the norms only
+    the biases are trained.
 
     Args:
         learning_rate: Of Muon, for the kernels of the convolutions; falls linearly to zero, as do
             the other two.
         head_learning_rate: Of SGD, for the last layer, by the sum of the losses of a batch.
         bias_learning_rate: The same for all biases.
+        stem_share: Share of the iterations in which the bias of the first layer is trained: then
+            backward ends before its large maps. With several processes it is trained to the end,
+            because DDP waits for the gradients of all weights.
         label_smoothing: Share of the label that is spread over all classes.
     """
 
@@ -34,6 +39,7 @@ class WhitenedCifarModule(FastCifarModule):
         learning_rate: float = 0.2,
         head_learning_rate: float = 0.67,
         bias_learning_rate: float = 0.053,
+        stem_share: float = 0.3,
         label_smoothing: float = 0.2,
         **kwargs,
     ) -> None:
@@ -50,7 +56,7 @@ class WhitenedCifarModule(FastCifarModule):
         hp = self.hparams
         stride, width, widths = hp.stem_stride, hp.stem_width, hp.widths
         stem = nn.Conv2d(3, width, 2 * stride, stride, padding=stride // 2)
-        layers = [Normalise(), block(stem, width=width)]
+        layers = [Normalise(), nn.Sequential(stem, nn.GELU())]
         for n_in, n_out in zip([width, *widths], widths, strict=False):
             layers += [block(copying(n_in, n_out), nn.MaxPool2d(2), width=n_out)]
             layers += [block(copying(n_out, n_out), width=n_out)]
@@ -83,6 +89,11 @@ class WhitenedCifarModule(FastCifarModule):
         self.optimiser.register_step_post_hook(lambda *_: set_norms(kernels))
         n_iterations = int(self.trainer.estimated_stepping_batches)
         self.scheduler = LinearLR(self.optimiser, 1.0, 0.0, n_iterations)
+        self.stem_iterations = hp.stem_share * n_iterations if self.trainer.world_size == 1 else inf
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        if self.global_step >= self.stem_iterations:
+            self.model[1][0].bias.requires_grad = False
 
 
 class Together(Optimizer):

@@ -1,5 +1,6 @@
 """The fast recipe: images that stay on the device, augmented there; its network and schedule."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -230,8 +231,25 @@ def test_of_the_whitened_network_muon_trains_kernels_and_sgd_the_head_and_biases
     module.create_optimiser()
     kernels, biases, head = module.optimiser.param_groups
     assert [weight.ndim for weight in kernels["params"]] == [4] * 6
-    assert [weight.ndim for weight in biases["params"]] == [1] * 8
+    assert [weight.ndim for weight in biases["params"]] == [1] * 7
     assert [weight.ndim for weight in head["params"]] == [2]
     assert [group["lr"] for group in (kernels, biases, head)] == [0.2, 16 * 0.053, 16 * 0.67]
     trained = {id(w) for group in module.optimiser.param_groups for w in group["params"]}
     assert {id(w) for w in module.model.parameters() if w.requires_grad} == trained
+
+
+@pytest.mark.long
+def test_the_bias_of_the_first_layer_stays_after_its_share_of_the_iterations(fit, monkeypatch):
+    seen = []
+
+    def forward(self, batch):
+        if self.training:
+            seen.append((self.model[1][0].bias.clone(), self.model[2][0].weight.clone()))
+        return self.model(batch["image"])
+
+    monkeypatch.setattr(WhitenedCifarModule, "forward_model", forward)
+    code, _, err = fit("cifar_fast_180.yaml", "--model.stem_share=0.4")
+    assert code == 0, err
+    bias, kernel = zip(*seen, strict=True)
+    assert [not torch.equal(a, b) for a, b in pairwise(bias)] == [True] * 4 + [False] * 3
+    assert not any(torch.equal(a, b) for a, b in pairwise(kernel))

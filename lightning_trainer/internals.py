@@ -168,7 +168,7 @@ def let_step_unscale(optimiser: Any, unscales: bool) -> None:
     """Tells a GradScaler that a fused step skips infinite gradients itself, without a wait for it.
 
     torch 2.0: `_step_supports_amp_scaling`, which the constructor of a fused optimiser sets. Where
-    it is set Lightning 2.6 clips no gradients, even if there is no GradScaler.
+    it is set, Lightning 2.6 refuses to clip gradients, even without a GradScaler.
     """
     optimiser._step_supports_amp_scaling = unscales
 
@@ -177,7 +177,7 @@ def nccl_failure() -> str:
     """What NCCL, if the processes talk by it, has noticed: "COMM_ERROR", ...; empty if nothing.
 
     torch 2.7: `get_error` of a process group's backend. It tells within a second what the watchdog
-    of torch tells a minute later, by ending the process.
+    of torch tells a minute later, by ending the process. Only the group of all processes is asked.
     """
     import torch
     import torch.distributed as dist

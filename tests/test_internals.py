@@ -4,6 +4,7 @@ import argparse
 import inspect
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -196,7 +197,7 @@ def test_a_fused_optimiser_tells_a_scaler_what_its_step_does_by_the_attribute_th
     assert "_step_supports_amp_scaling" in inspect.getsource(torch.amp.GradScaler.step)
 
 
-def test_a_scaler_and_clipping_read_the_attribute_of_a_fused_optimiser():
+def test_lightning_refuses_to_clip_by_the_attribute_of_a_fused_optimiser():
     weight = nn.Parameter(torch.ones(1))
     fused, plugin = torch.optim.Adam([weight], fused=True), MixedPrecision("bf16-mixed", "cpu")
     with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
@@ -205,11 +206,32 @@ def test_a_scaler_and_clipping_read_the_attribute_of_a_fused_optimiser():
     plugin.clip_gradients(fused, 0.1)
 
 
-def test_nccl_is_asked_for_its_failure():
+def noticing(name: str) -> SimpleNamespace:
+    return SimpleNamespace(get_error=lambda: SimpleNamespace(name=name))
+
+
+@pytest.mark.parametrize(
+    ("backends", "backend", "told"),
+    [
+        ("cpu:gloo,cuda:nccl", noticing("REMOTE_ERROR"), "REMOTE_ERROR"),
+        ("cpu:gloo,cuda:nccl", noticing("SUCCESS"), ""),
+        ("cpu:gloo,cuda:nccl", SimpleNamespace(), ""),  # torch 2.6
+        ("cpu:gloo,cuda:gloo", noticing("REMOTE_ERROR"), ""),
+    ],
+)
+def test_nccl_is_asked_for_its_failure(monkeypatch, backends, backend, told):
     assert nccl_failure() == ""  # there is no group
-    if not dist.is_nccl_available():
-        pytest.skip("this torch has no NCCL")
-    assert hasattr(dist.ProcessGroupNCCL, "get_error")
+    group = SimpleNamespace(WORLD=SimpleNamespace(_get_backend=lambda device: backend))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "get_backend_config", lambda: backends)
+    monkeypatch.setattr(dist, "group", group)
+    assert nccl_failure() == told
+
+
+def test_nccl_has_the_method_and_the_names_of_its_failures():
+    if not hasattr(getattr(dist, "ProcessGroupNCCL", None), "get_error"):
+        pytest.skip("this torch has no NCCL, or is older than 2.7")
     names = set(torch._C._distributed_c10d.ErrorType.__members__)
     assert names == {"SUCCESS", "TIMEOUT", "COMM_ERROR", "REMOTE_ERROR"}
 

@@ -54,24 +54,26 @@ class MeanLosses:
 
     def update(self, losses: Mapping[str, Tensor], n_examples: int) -> None:
         for name, loss in losses.items():
-            kind = torch.promote_types(loss.dtype, torch.float32)
-            total = (loss.detach().to(kind) * n_examples).sum()
+            total = (loss.detach().float() * n_examples).sum()
             before, n_before = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + before, n_examples * loss.numel() + n_before
 
     def compute(self, trainer: pl.Trainer) -> tuple[dict[str, Tensor], int]:
-        """The means and the examples of "loss", over all processes, which meet here; then reset."""
+        """The means and the examples of "loss", over all processes, which meet here; then reset.
+
+        Waits for the device where there are several.
+        """
         names, device = _of_all_processes(trainer, [*self._sums]), trainer.strategy.root_device
-        nothing = torch.zeros((), device=device), 0
-        sums = {name: self._sums.get(name, nothing) for name in names}
+        none = torch.zeros((), device=device), 0
+        sums = {name: self._sums.get(name, none) for name in names}
         self._sums = {}
         if trainer.world_size > 1 and names:
-            totals, counts = zip(*sums.values(), strict=True)
-            own = torch.stack(totals).to(device), torch.tensor(counts, device=device)
-            of_all = [trainer.strategy.all_gather(part).sum(0) for part in own]
-            sums = dict(zip(names, zip(of_all[0], of_all[1].tolist(), strict=True), strict=True))
+            rows = [[total.to(device).double(), none[0].double() + n] for total, n in sums.values()]
+            own = torch.stack([torch.stack(row) for row in rows])
+            totals, counts = trainer.strategy.all_gather(own).sum(0).T
+            sums = dict(zip(names, zip(totals.float(), map(int, counts), strict=True), strict=True))
         means = {name: (total / n).to(device) for name, (total, n) in sums.items()}
-        return means, sums.get("loss", nothing)[1]
+        return means, sums.get("loss", none)[1]
 
 
 def _of_all_processes(trainer: pl.Trainer, names: list[str]) -> list[str]:

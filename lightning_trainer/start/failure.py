@@ -33,6 +33,7 @@ _OF_THE_MACHINE = (
     *(errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.EMFILE, errno.ENFILE),
 )
 _LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "[NCCL]")
+_BROKEN_GPU = ("CUDA error", "Triton Error [CUDA]", "cuDNN error", "HIP error")
 _PATIENCE_S = 3.0
 _LAST_WRITES_S = 10.0
 _ENDED = (
@@ -93,7 +94,7 @@ def must_end_at_once(ex: BaseException, trainer: pl.Trainer, is_called: bool) ->
     So it is without the other processes, and after a kernel has failed: the GPU then refuses all,
     and Python's own end aborts the process. Python code that has called for the run lives on.
     """
-    broken = isinstance(ex, RuntimeError) and "CUDA error" in str(ex)
+    broken = isinstance(ex, RuntimeError) and any(text in str(ex) for text in _BROKEN_GPU)
     return has_lost_contact(ex, trainer) or (broken and not is_called)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_trainer.internals import nccl_failure
-from lightning_trainer.run.state import RunCallback, RunState
+from lightning_trainer.run.state import RunCallback
 
-_EVERY_S = 1.0
+_EVERY_S, _PATIENCE_S = 1.0, 30.0
 
 
 class WatchOthers(RunCallback):
@@ -18,21 +18,17 @@ class WatchOthers(RunCallback):
     ends the process a minute later, without numbers and log being completed.
     """
 
-    def __init__(self, run: RunState) -> None:
-        super().__init__(run)
-        self._over = threading.Event()
-
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
-            self._over.clear()
-            threading.Thread(target=self._watch, daemon=True).start()
+            over = threading.Event()
+            self.run.at_end(over.set)  # however the run ends
+            threading.Thread(target=self._watch, args=(over,), daemon=True).start()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        self._over.set()
-
-    def _watch(self) -> None:
-        while not self._over.wait(_EVERY_S):
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(_EVERY_S):
             if (failure := nccl_failure()) and self.run.fail:
+                if self.run.failure and over.wait(_PATIENCE_S):
+                    return  # the main thread has told a failure of its own
                 what = "Timed out" if failure == "TIMEOUT" else failure
-                self.run.fail(RuntimeError(f"[NCCL] {what}: see what NCCL has printed above"))
+                self.run.fail(RuntimeError(f"[NCCL] {what}: see what torch has printed above"))
                 return

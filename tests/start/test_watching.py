@@ -30,7 +30,9 @@ def test_a_failure_of_nccl_ends_the_process_with_its_cause(monkeypatch, tmp_path
     errors: list[Exception] = []
     monkeypatch.setattr(watching, "nccl_failure", lambda: next(noticed))
     monkeypatch.setattr(watching, "_EVERY_S", 0.01)
-    run = RunState(Session(), fail=lambda ex: (errors.append(ex), failed.set()))
+    run = RunState(
+        Session(), fail=lambda ex: (errors.append(ex), failed.set()), at_end=lambda end: None
+    )
     watching.WatchOthers(run).setup(trainer(2, "cuda"), None, "fit")
     assert failed.wait(10)
     [error] = errors
@@ -47,13 +49,26 @@ def test_only_processes_that_share_gpus_are_watched(monkeypatch, world_size, dev
     watching.WatchOthers(RunState(Session())).setup(trainer(world_size, device), None, "fit")
 
 
-def test_the_watch_ends_with_the_run(monkeypatch):
+def test_the_watch_ends_when_the_run_is_over(monkeypatch):
     monkeypatch.setattr(watching, "_EVERY_S", 0.01)
-    before = threading.active_count()
-    callback = watching.WatchOthers(RunState(Session()))
+    at_end = []
+    callback = watching.WatchOthers(RunState(Session(), at_end=at_end.append))
     callback.setup(trainer(2, "cuda"), None, "fit")
     [thread] = [each for each in threading.enumerate() if each.name.endswith("(_watch)")]
-    assert threading.active_count() == before + 1
-    callback.teardown(trainer(2, "cuda"), None, "fit")
+    at_end[0]()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_failure_of_the_process_itself_is_told_by_it_alone(monkeypatch):
+    noticed = threading.Event()
+    monkeypatch.setattr(watching, "_EVERY_S", 0.01)
+    monkeypatch.setattr(watching, "nccl_failure", lambda: noticed.set() or "REMOTE_ERROR")
+    at_end, failures = [], []
+    run = RunState(Session(), fail=failures.append, at_end=at_end.append, failure=KeyError("a"))
+    watching.WatchOthers(run).setup(trainer(2, "cuda"), None, "fit")
+    [thread] = [each for each in threading.enumerate() if each.name.endswith("(_watch)")]
+    assert noticed.wait(10)
+    at_end[0]()
+    thread.join(10)
+    assert not (thread.is_alive() or failures)

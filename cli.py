@@ -1,6 +1,6 @@
 """python cli.py fit --config configs/digits.yaml"""
 
-from lightning_trainer.main import main
+from lightning_trainer.main import run_process
 
 if __name__ == "__main__":
-    main()
+    run_process()

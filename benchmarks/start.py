@@ -30,7 +30,7 @@ COMMANDS = {
     "digits, first iteration": ([*FIT, "--trainer.log_every_n_steps=1"], "Iteration      1/"),
 }
 END = [*FIT, "--trainer.max_steps=20", "--trainer.val_check_interval=10"]
-# The same process without a run: Python's own end.
+# For comparison, Python's own end of a process without a run.
 PLAIN_END = ["-c", "import torch, lightning.pytorch; print('To look: nothing', flush=True)"]
 N_VALIDATIONS = 40
 VALIDATIONS = f"""

@@ -87,7 +87,7 @@ def private_parts(code: ast.AST) -> set[str]:
     return {name for name in found if name[0] == "_" and name[:2] != "__"}
 
 
-OF = ("graphs", "hooks", "loading", "logging", "optimising", "steps", "updates")
+OF = ("ends", "graphs", "hooks", "loading", "logging", "optimising", "steps", "updates")
 PRIVATE = ("", *(f"_of_{name}" for name in OF))
 
 

@@ -209,7 +209,7 @@ def test_each_project_uses_the_library():
 
 
 def test_the_entry_point_knows_only_the_command_line():
-    assert imports_of(ROOT / "cli.py") == {"lightning_trainer.main.main"}
+    assert imports_of(ROOT / "cli.py") == {"lightning_trainer.main.run_process"}
 
 
 def test_the_public_names_are_those_a_project_needs():

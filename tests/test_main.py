@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from lightning_trainer.commands.registry import COMMANDS, HELP
-from lightning_trainer.main import main
+from lightning_trainer.main import main, run_process
 from lightning_trainer.session.environment import shown_command
 from lightning_trainer.session.folder import go_on_command
 
@@ -207,6 +207,46 @@ def test_a_process_of_its_own_returns_nothing_to_its_console_script(config, monk
     assert main() is None
     monkeypatch.undo()
     atexit.unregister(gc.disable)
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """The exit codes with which `run_process` has ended the process at once."""
+    codes: list[int] = []
+    monkeypatch.setattr("lightning_trainer.internals_of_ends.end_process", codes.append)
+    monkeypatch.setattr(sys, "gettrace", lambda: None)
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("code", "at_once"), [(0, [0]), (None, [0]), (143, [143]), ("a message", [])]
+)
+def test_the_process_ends_at_once_with_its_exit_code(monkeypatch, ended, code, at_once):
+    monkeypatch.setattr("lightning_trainer.main.main", lambda: sys.exit(code))
+    with pytest.raises(SystemExit) as end:
+        run_process()
+    assert (end.value.code, ended) == (code, at_once)
+
+
+@pytest.mark.parametrize("why", ["trace", "profile", "several processes", "no torch"])
+def test_it_ends_as_python_does_where_something_follows(monkeypatch, ended, why):
+    monkeypatch.setattr("lightning_trainer.main.main", lambda: None)
+    if why == "several processes":
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    elif why == "no torch":
+        monkeypatch.delitem(sys.modules, "torch")
+    else:
+        monkeypatch.setattr(sys, f"get{why}", lambda: print)
+    with pytest.raises(SystemExit):
+        run_process()
+    assert not ended
+
+
+def test_an_error_ends_as_python_does(monkeypatch, ended):
+    monkeypatch.setattr("lightning_trainer.main.main", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_process()
+    assert not ended
 
 
 @pytest.mark.skipif(sys.dont_write_bytecode, reason="each start compiles the library")

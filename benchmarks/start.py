@@ -61,6 +61,10 @@ loops._EvaluationLoop.run, DigitsModule.validation_step = timed_run, timed
 if "nothing drawn" in sys.argv:
     del DigitsModule.visualise
 options = ["--trainer.val_check_interval=10", "--trainer.max_steps={N_VALIDATIONS * 10}"]
+if "few" in sys.argv:
+    options += ["--data.batch_size=16", "--trainer.limit_val_batches=4"]
+    import lightning_trainer.checkpoints.saving as saving
+    saving.write = lambda *_: False
 options += ["--trainer.callbacks=null", "--output_path=" + sys.argv[1]]
 main(["fit", "--config", "configs/digits.yaml", *options])
 print("VALIDATIONS", json.dumps([whole[2:], steps[2:]]))
@@ -128,20 +132,35 @@ def measure(folder: str, n_rounds: int) -> None:
     values = alternate(ends, n_rounds)
     text = f"From the last line of the summary to the end of the process, {n_rounds} of each."
     report("The end", f"{text}\n\n{spread(values, 's')}")
-    times: dict[str, list[float]] = {}
-    for _ in range(max(n_rounds // 2, 1)):
-        for name, options in {"nothing drawn": ["nothing drawn"], "`visualise` draws": []}.items():
+
+
+def measure_validations(folder: str, n_rounds: int) -> None:
+    times: dict[str, dict[str, list[float]]] = {"360": {}, "64": {}}
+    for _ in range(n_rounds):
+        for n, name, options in (
+            ("360", "nothing drawn", ["nothing drawn"]),
+            ("360", "`visualise` draws", []),
+            ("64", "no checkpoints, nothing drawn", ["nothing drawn", "few"]),
+        ):
             whole, steps = validations(folder, *options)
-            times.setdefault("its forward passes", []).extend(steps)
-            times.setdefault(f"all, {name}", []).extend(whole)
-    text = f"A validation of digits, 360 images in 6 batches; {len(times['all, nothing drawn'])} of"
-    text += " them where nothing is drawn, as many where `visualise` draws 16 images."
-    report("A validation", f"{text}\n\n{spread(times, 'ms', 1e3)}")
+            times[n].setdefault("its forward passes", []).extend(steps)
+            times[n].setdefault(f"all, {name}", []).extend(whole)
+    n_each = len(times["360"]["all, nothing drawn"])
+    text = (
+        f"A validation of digits, 360 images in 6 batches; {n_each} of them where nothing is "
+        "drawn, as many where `visualise` draws 16 images.\n\n"
+        f"{spread(times['360'], 'ms', 1e3)}\n\n"
+        f"Of 64 images in 4 batches, {n_each} of them:\n\n{spread(times['64'], 'ms', 1e3)}"
+    )
+    report("A validation", text)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only_validations", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(folder, arguments.rounds)
+        if not arguments.only_validations:
+            measure(folder, arguments.rounds)
+        measure_validations(folder, max(arguments.rounds // 2, 1))

@@ -18,7 +18,7 @@ CURRENT_HOOK = "_current_fx_name"
 
 
 def skip_empty_hooks(trainer: "pl.Trainer") -> Callable[[], None]:
-    """Keeps Lightning from looking, at each batch, at callbacks that do not define the hook.
+    """Keeps Lightning from looking at callbacks that do not define a batch's or validation's hook.
 
     Lightning 2.0: `_call_callback_hooks` calls the hook of every callback, at 2 to 3 us each, also
     the empty one of their base class. Returns a function that restores it.
@@ -29,14 +29,14 @@ def skip_empty_hooks(trainer: "pl.Trainer") -> Callable[[], None]:
     call: Any = calls
     own: Any = trainer
     original = call._call_callback_hooks
-    starts = ("on_before_", "on_after_")
-    each_batch = {name for name in dir(Callback) if name.startswith(starts) or "_batch_" in name}
+    parts = ("on_before_", "on_after_", "_batch_", "_validation_")
+    frequent = {name for name in dir(Callback) if any(part in name for part in parts)}
     defined: dict[str, list[Callback]] = {}
     known: list[Callback] = []
 
     def call_defined(of: Any, name: str, *args: Any, **options: Any) -> None:
         module = of.lightning_module
-        if of is not own or name not in each_batch or not module:
+        if of is not own or name not in frequent or not module:
             original(of, name, *args, **options)
             return
         if known != of.callbacks:  # a module may add some

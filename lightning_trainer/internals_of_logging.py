@@ -4,6 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _Metadata,
+    _ResultMetric,
+    _Sync,
+)
 from torchmetrics import Metric
 
 
@@ -74,6 +79,23 @@ def call_after_batch(trainer: pl.Trainer, hook: Callable[[], None]) -> Callable[
     return lambda: vars(connector).pop("update_train_step_metrics", None)
 
 
+def leave_logged_in_place() -> Callable[[], None]:
+    """Keeps Lightning from moving what it keeps of a logged name to the device where it is.
+
+    Lightning 2.0: `_ResultMetric.to` copies the arguments of `self.log` at each call of it, which
+    takes most of its time. Returns a function that restores it.
+    """
+    kind: Any = _ResultMetric
+    move = kind.to
+
+    def move_if_needed(self: Any, *args: Any, **options: Any) -> Any:
+        is_there = self.is_tensor and not options and (self.value.device,) == args
+        return self if is_there else move(self, *args, **options)
+
+    kind.to = move_if_needed
+    return lambda: setattr(kind, "to", move)
+
+
 # Lightning 2.0: the arguments of `self.log` in what it keeps of a name, `_Metadata` and `_Sync`.
 _ARGUMENTS = (
     *("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph"),
@@ -131,13 +153,11 @@ def restore_logged(trainer: pl.Trainer, numbers: dict[str, dict[str, Any]]) -> N
 
 
 def _result_metric(trainer: pl.Trainer, saved: dict[str, Any]) -> Any:
-    from lightning.pytorch.trainer.connectors.logger_connector import result
-
-    meta = result._Metadata(**saved["arguments"], reduce_fx=saved["reduce_fx"])
+    meta = _Metadata(**saved["arguments"], reduce_fx=saved["reduce_fx"])
     sync_dist = saved["sync_dist"] and trainer.world_size > 1
     rank_zero_only = saved["rank_zero_only"]
-    meta.sync = result._Sync(trainer.strategy.reduce, sync_dist, rank_zero_only=rank_zero_only)
-    kept: Any = result._ResultMetric(meta, saved["sums"] is not None)
+    meta.sync = _Sync(trainer.strategy.reduce, sync_dist, rank_zero_only=rank_zero_only)
+    kept: Any = _ResultMetric(meta, saved["sums"] is not None)
     if kept.is_tensor:
         vars(kept).update(saved["sums"])
     else:

@@ -20,19 +20,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer import call
-from torch import Tensor
 
-from lightning_trainer.internals_of_hooks import defines
-from lightning_trainer.internals_of_updates import DirectHooks, DirectUpdate
-
-_TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+from lightning_trainer.internals_of_updates import DirectHooks, DirectTransfer, DirectUpdate
+from lightning_trainer.internals_of_validations import DirectValidation
 
 
 def why_lightnings(trainer: Trainer) -> str:
@@ -70,15 +66,21 @@ class DirectLoop:
         self.trainer: Any = trainer
         self.loop: Any = trainer.fit_loop.epoch_loop
         self.module: Any = trainer.lightning_module
-        self.strategy, self.precision = trainer.strategy, trainer.precision_plugin
         self.counts = self.loop.batch_progress
         self.hooks = DirectHooks(trainer)
+        self.transfer = DirectTransfer(trainer)
         self.update = DirectUpdate(trainer, self.hooks)
 
     def install(self) -> Callable[[], None]:
-        """Returns a function that gives the loop its own `run` back."""
+        """Returns a function that gives the loop its own `run` back, and its validations theirs."""
         vars(self.loop)["run"] = self.run
-        return lambda: vars(self.loop).pop("run", None)
+        give_back = DirectValidation(self.trainer, self.hooks).install()
+
+        def restore() -> None:
+            vars(self.loop).pop("run", None)
+            give_back()
+
+        return restore
 
     def run(self, fetcher: Any) -> None:
         loop = self.loop
@@ -104,13 +106,10 @@ class DirectLoop:
 
     def _begin_epoch(self) -> None:
         """Looks up what does not change within an epoch."""
-        trainer, module = self.trainer, self.module
         self.update.begin_epoch()
-        self.has_plateaus = any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs)
-        owners = [(module, LightningModule), (trainer.datamodule, LightningDataModule)]
-        self.moves = not any(
-            owner and defines(owner, base, name) for owner, base in owners for name in _TRANSFERS
-        )
+        self.transfer.begin()
+        configs = self.trainer.lr_scheduler_configs
+        self.has_plateaus = any(config.reduce_on_plateau for config in configs)
 
     def _is_done(self) -> bool:
         loop = self.loop
@@ -132,12 +131,11 @@ class DirectLoop:
             loop.advance(_Again(fetcher, (batch, *place)))
             return
         counts.is_last_batch = fetcher.done
-        batch = self._to_device(batch)
+        batch = self.transfer.run(batch, 0)
         counts.increment_ready()
         connector, results = trainer._logger_connector, loop._results
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
-        self.hooks.find()
         self.hooks.of_callbacks("on_train_batch_start", batch, index)
         skips = self.hooks.of_module("on_train_batch_start", batch, index) == -1
         if skips:
@@ -175,21 +173,6 @@ class DirectLoop:
             loop.on_advance_end(fetcher)
         else:
             loop._batches_that_stepped += 1
-
-    def _to_device(self, batch: Any) -> Any:
-        batch = self.precision.convert_input(batch)
-        if self.moves:
-            device = self.strategy.root_device
-            if device.type in ("cpu", "cuda") and type(batch) is dict and _is_flat(batch):
-                waits = device.type == "cpu"
-                return {k: v.to(device, non_blocking=not waits) for k, v in batch.items()}
-            return move_data_to_device(batch, device)
-        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return call._call_strategy_hook(self.trainer, "batch_to_device", batch, dataloader_idx=0)
-
-
-def _is_flat(batch: dict[str, Any]) -> bool:
-    return all(type(value) is Tensor for value in batch.values())
 
 
 class _Again:

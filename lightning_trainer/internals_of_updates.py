@@ -6,7 +6,8 @@ As in `internals.py`: the private part, the reason, the version; a test fails wh
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.plugins.precision import Precision
@@ -21,9 +22,10 @@ _EMPTY = {
     getattr(LightningModule, f"on_{name}")
     for name in (
         "train_batch_start", "train_batch_end", "before_zero_grad", "before_backward",
-        "after_backward", "before_optimizer_step",
+        "after_backward", "before_optimizer_step", "validation_batch_start", "validation_batch_end",
     )
 }  # fmt: skip
+_TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class DirectHooks:
@@ -36,12 +38,6 @@ class DirectHooks:
         self.trainer, self.module = trainer, trainer.lightning_module
         self.callbacks: list[Callback] = []
         self.defined: dict[str, list[Callback]] = {}
-
-    def find(self) -> None:
-        """Looks at the callbacks anew if there are others, which a module may add."""
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if self.callbacks != callbacks:
-            self.callbacks, self.defined = [*callbacks], {}
 
     def of_module(self, name: str, *args: Any, **options: Any) -> Any:
         """Calls a hook of the module, unless it is the empty one of its base class."""
@@ -56,6 +52,9 @@ class DirectHooks:
 
     def of_callbacks(self, name: str, *args: Any) -> None:
         """Calls a hook of the callbacks that define it."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self.callbacks != callbacks:  # a module may add some
+            self.callbacks, self.defined = [*callbacks], {}
         defined = self.defined.get(name)
         if defined is None:
             defined = [c for c in self.callbacks if defines(c, Callback, name)]
@@ -68,6 +67,44 @@ class DirectHooks:
             if (hook := getattr(callback, name)) is not None:
                 hook(trainer, module, *args)
         vars(module)[CURRENT_HOOK] = outer
+
+
+class DirectTransfer:
+    """Moves a batch to the device; asks the hooks of a transfer only where somebody defines one.
+
+    Lightning 2.0: `_on_before_batch_transfer` and `batch_to_device` look each of them up.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer: Any = trainer
+        self.module: Any = trainer.lightning_module
+        self.precision: Any = trainer.precision_plugin
+        self.strategy = trainer.strategy
+
+    def begin(self) -> None:
+        """Looks up what does not change within an epoch or a validation."""
+        owners = [(self.module, LightningModule), (self.trainer.datamodule, LightningDataModule)]
+        self.moves = not any(
+            owner and defines(owner, base, name) for owner, base in owners for name in _TRANSFERS
+        )
+
+    def run(self, batch: Any, loader: int) -> Any:
+        """The batch of a loader, on the device."""
+        batch = self.precision.convert_input(batch)
+        if self.moves:
+            device = self.strategy.root_device
+            if device.type in ("cpu", "cuda") and type(batch) is dict and _is_flat(batch):
+                waits = device.type == "cpu"
+                return {k: v.to(device, non_blocking=not waits) for k, v in batch.items()}
+            return move_data_to_device(batch, device)
+        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=loader)
+        return call._call_strategy_hook(
+            self.trainer, "batch_to_device", batch, dataloader_idx=loader
+        )
+
+
+def _is_flat(batch: dict[str, Any]) -> bool:
+    return all(type(value) is Tensor for value in batch.values())
 
 
 class DirectUpdate:

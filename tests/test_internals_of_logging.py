@@ -6,6 +6,10 @@ import torch
 from conftest import TinyData, TinyModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _ResultCollection,
+    _ResultMetric,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_internals import SaveAt, trainer
 from torch.utils.tensorboard import SummaryWriter
@@ -17,6 +21,7 @@ from lightning_trainer.internals_of_logging import (
     count_steps,
     hide_in_events,
     is_accumulating,
+    leave_logged_in_place,
     logged_numbers,
     metrics_of_validation,
     restore_logged,
@@ -117,6 +122,35 @@ def test_the_numbers_of_a_batch_are_logged_after_its_hooks_and_before_what_is_as
     assert calls == [("end", 0), ("after", 1), ("end", 1), ("after", 2)]
     undo[0]()
     assert "update_train_step_metrics" not in vars(made._logger_connector)
+
+
+def test_what_is_logged_stays_where_it_is_with_the_same_numbers(monkeypatch):
+    moves, move = [], _ResultMetric.to
+    monkeypatch.setattr(
+        _ResultMetric, "to", lambda self, *to, **how: moves.append(to) or move(self, *to, **how)
+    )
+    options = {"limit_val_batches": 2, "num_sanity_val_steps": 0, "max_steps": 7}
+    pl.seed_everything(0, verbose=False)
+    lightnings = fit(Logs(), **options)
+    n_before = len(moves)
+    give_back = leave_logged_in_place()
+    pl.seed_everything(0, verbose=False)
+    own = fit(Logs(), **options)
+    give_back()
+    assert own.callback_metrics == lightnings.callback_metrics
+    assert {"sum_step", "sum_epoch", "val_mean", "val/loss"} <= own.callback_metrics.keys()
+    # Left are torchmetrics, which are moved to their own device, and the end of the run.
+    assert len(moves) - n_before < n_before / 2
+
+
+def test_what_is_logged_of_another_device_is_moved_there():
+    give_back = leave_logged_in_place()
+    results = _ResultCollection(training=True)
+    results.log("training_step", "a", torch.tensor(1.0))
+    assert results["training_step.a"].to(torch.device("cpu")).value.device.type == "cpu"
+    assert results["training_step.a"].to(torch.device("meta")).value.device.type == "meta"
+    give_back()
+    assert _ResultMetric.to.__module__ == _ResultMetric.__module__
 
 
 def test_what_was_logged_in_an_epoch_is_taken_and_goes_on():

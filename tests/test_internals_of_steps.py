@@ -9,10 +9,13 @@ import torch
 from conftest import run_process
 from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.core.hooks import DataHooks, ModelHooks
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from restarts import copy_at, result, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_trainer.internals_of_hooks import CURRENT_HOOK
 from lightning_trainer.internals_of_steps import DirectLoop, why_lightnings
@@ -53,12 +56,16 @@ class Recorder(Callback):
             assert why_lightnings(trainer) == ""
             loop = DirectLoop(trainer)
             self.give_back = loop.install()
-            self.took_over = vars(trainer.fit_loop.epoch_loop)["run"] == loop.run
+            epoch_loop = trainer.fit_loop.epoch_loop
+            self.took_over = vars(epoch_loop)["run"] == loop.run
+            assert "_evaluation_step" in vars(epoch_loop.val_loop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.direct:
             self.give_back()
-            assert "run" not in vars(trainer.fit_loop.epoch_loop)
+            epoch_loop = trainer.fit_loop.epoch_loop
+            assert "run" not in vars(epoch_loop)
+            assert "_evaluation_step" not in vars(epoch_loop.val_loop)
 
 
 def _noting(name: str) -> Any:
@@ -257,6 +264,11 @@ class Empty(Model):
 
 
 class AddsCallback(Model):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == 10:
+            self.trainer.callbacks.append(Recorder(False))
+        return super().training_step(batch, batch_idx)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.trainer.global_step == 5:
             self.trainer.callbacks.append(Recorder(False))
@@ -277,6 +289,72 @@ class SetsHook(Model):
         if self.global_step == 9:
             self.on_before_zero_grad = lambda optimiser: self.calls.append("before zero")
         return super().training_step(batch, batch_idx)
+
+
+class Rows(DummyLogger):
+    """Keeps what it is given to log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[Any] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((int(step or 0), dict(metrics)))
+
+
+class LogsValidation(Overriding):
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = MulticlassAccuracy(2)
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self.log("start", float(self.global_step), on_step=True, on_epoch=False)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("both", loss, on_step=True, on_epoch=True, prog_bar=True)
+        if batch_idx % 2:
+            self.log("odd", loss, reduce_fx="max", batch_size=batch_idx)
+        self.accuracy(self.net(batch["x"]), batch["label"])
+        self.log("accuracy", self.accuracy)
+        return loss
+
+
+class TwoLoaders(LogsValidation):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> Tensor:
+        self.calls.append((batch_idx, dataloader_idx))
+        return super().validation_step(batch, batch_idx)
+
+    def val_dataloader(self) -> Any:
+        return [self.loader(), self.loader()]
+
+
+class LoadersAtOnce(Overriding):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch["a"], batch_idx)
+
+    def val_dataloader(self) -> Any:
+        return CombinedLoader({"a": self.loader(), "b": self.loader()}, "max_size")
+
+
+class ValidatesWithoutIndex(Overriding):
+    def validation_step(self, batch: Any) -> Tensor:
+        return self.loss(batch)
+
+
+class ValidatesByIterator(Model):
+    def validation_step(self, dataloader_iter: Any) -> None:
+        batch, index, loader = next(dataloader_iter)
+        self.calls.append((index, loader))
+        self.log("val/loss", self.loss(batch), batch_size=4)
+
+
+class AddsInValidation(LogsValidation):
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_step == 7 and batch_idx == 2:
+            self.trainer.callbacks.append(Recorder(False))
+            self.on_validation_batch_end = lambda *args: self.calls.append(seen(args))
+        return super().validation_step(batch, batch_idx)
 
 
 CASES = {
@@ -309,6 +387,14 @@ CASES = {
     "hooks of the object": (SetsHook, {}),
     "validated within": (Overriding, {"val_check_interval": 0.3}),
     "validated by batches": (Model, {"val_check_interval": 5, "check_val_every_n_epoch": None}),
+    "a validation that logs": (LogsValidation, {"log_every_n_steps": 2}),
+    "two loaders": (TwoLoaders, {}),
+    "two loaders, few batches": (TwoLoaders, {"limit_val_batches": 2, "num_sanity_val_steps": 1}),
+    "loaders at once": (LoadersAtOnce, {}),
+    "a validation without an index": (ValidatesWithoutIndex, {}),
+    "a validation by an iterator": (ValidatesByIterator, {}),
+    "a callback that comes amid a validation": (AddsInValidation, {}),
+    "validated in bfloat16": (LogsValidation, {"precision": "bf16-mixed"}),
     "few batches": (Model, {"limit_train_batches": 4, "limit_val_batches": 1}),
     "one batch": (Model, {"overfit_batches": 1}),
     "a fast run": (Logging, {"fast_dev_run": 3}),
@@ -319,7 +405,8 @@ def trained(
     kind: type[Model], options: dict[str, Any], direct: bool, ckpt_path: Path | None = None
 ) -> dict[str, Any]:
     recorder = Recorder(direct)
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    rows = Rows()
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": rows}
     quiet |= {"num_sanity_val_steps": 0, "enable_model_summary": False, "accelerator": "cpu"}
     module = kind()
     torch.manual_seed(1)  # of dropout
@@ -335,6 +422,9 @@ def trained(
         "counts": counts(trainer),
         "steps": (trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped),
         "logged": {**trainer.logged_metrics},
+        "callbacks'": {**trainer.callback_metrics},
+        "bar's": {**trainer.progress_bar_metrics},
+        "rows": rows.rows,
         "grad": vars(module)[CURRENT_HOOK],
     }
 

@@ -5,7 +5,8 @@ equal those of torchvision's `RandomCrop` and `RandomHorizontalFlip` one by one,
 the time (benchmarks/images.py).
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor
 _INCREMENT = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
-_AT_ONCE = 64  # images that a CPU moves at a time: the padded ones then stay in its cache
+_AT_ONCE = 2**21  # bytes of images that a CPU moves at a time: they then stay in its cache
+_MOST_BYTES = 2**21  # of the masks of all crops, which are kept
 
 
 def draw(seeds: Tensor, limits: Sequence[int]) -> list[Tensor]:
@@ -93,22 +95,73 @@ def crop_and_flip(
     Returns:
         A new tensor like `images`.
     """
+    crop: Callable[..., None] = functools.partial(_pad_and_crop, fill=fill)
+    if images.is_cpu and fill == "zeros" and _bytes_of_masks(images, padding) <= _MOST_BYTES:
+        crop = _shift_and_mask
+    left = torch.where(flipped, 2 * padding - left, left)  # of the mirrored image
+    given = images, top, left, flipped, images.new_empty(images.shape)
+    if images.is_cpu and images.nbytes > _AT_ONCE:
+        n_at_once = max(_AT_ONCE // images[0].nbytes, 1)
+        for part in zip(*(each.split(n_at_once) for each in given), strict=True):
+            crop(*part, padding)
+    elif len(images):
+        crop(*given, padding)
+    return given[-1]
+
+
+def _pad_and_crop(
+    images: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flipped: Tensor,
+    result: Tensor,
+    padding: int,
+    fill: str,
+) -> None:
     n_images, n_channels, height, width = images.shape
-    n_at_once = max(min(n_images, _AT_ONCE) if images.device.type == "cpu" else n_images, 1)
     # The padded images, and the same mirrored.
-    both = images.new_zeros((2, n_at_once, n_channels, height + 2 * padding, width + 2 * padding))
+    size = height + 2 * padding, width + 2 * padding
+    both = images.new_zeros((2, n_images, n_channels, *size))
+    _fill(both, images, padding, fill)
     strides, numbers = both.stride(), torch.arange(n_images, device=images.device)
     # What an image of the result would be, were its first pixel any of those in `both`.
     n_windows = both.numel() - both[0, 0].numel() + 2 * padding * (strides[3] + 1) + 1
     windows = both.as_strided([n_windows, *images.shape[1:]], [1, *strides[2:]])
-    begins = top * strides[3] + torch.where(flipped, strides[0] + 2 * padding - left, left)
-    begins += numbers % n_at_once * strides[1]
-    result = images.new_empty(images.shape)
-    for first in range(0, n_images, n_at_once):
-        part = slice(first, first + n_at_once)
-        _fill(both[:, : len(images[part])], images[part], padding, fill)
-        torch.index_select(windows, 0, begins[part], out=result[part])
-    return result
+    begins = numbers * strides[1] + flipped * strides[0] + top * strides[3] + left
+    torch.index_select(windows, 0, begins, out=result)
+
+
+def _shift_and_mask(
+    images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, result: Tensor, padding: int
+) -> None:
+    """The same for zeros: each image is one block of memory, which begins elsewhere.
+
+    What comes from other rows or images then is set to zero.
+    """
+    n_images, _, height, width = images.shape
+    n_values, guard = images[0].numel(), images.new_zeros(padding * (width + 1))
+    values = torch.cat([guard, images.flatten(), images.flip(3).flatten(), guard])
+    windows = values.as_strided([len(values) - n_values + 1, n_values], [1, 1])
+    places = torch.arange(0, n_images * n_values, n_values) + flipped * images.numel()
+    begins = places.add_(left).add_(top, alpha=width)
+    torch.index_select(windows, 0, begins, out=result.view(n_images, -1))
+    masks = _masks(height, width, padding, images.element_size())
+    mask = masks.index_select(0, torch.add(left, top, alpha=2 * padding + 1))
+    result.view(torch.uint8).view(n_images, -1, mask.shape[-1]).bitwise_and_(mask)
+
+
+def _bytes_of_masks(images: Tensor, padding: int) -> int:
+    return (2 * padding + 1) ** 2 * images.shape[2] * images.shape[3] * images.element_size()
+
+
+@functools.lru_cache(maxsize=4)
+def _masks(height: int, width: int, padding: int, n_bytes: int) -> Tensor:
+    """For each crop, and each byte of a channel, 255 where the image is, and 0 in the padding."""
+    offsets = torch.arange(-padding, padding + 1)[:, None]
+    rows, columns = (torch.arange(n) + offsets for n in (height, width))
+    rows, columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    inside = rows[:, None, :, None] & columns[None, :, None, :]  # (crops, crops, H, W)
+    return (inside * 255).to(torch.uint8).view(-1, 1, height * width).repeat_interleave(n_bytes, 2)
 
 
 def _fill(both: Tensor, images: Tensor, padding: int, fill: str) -> None:

@@ -35,6 +35,7 @@ from lightning_trainer.run.keep import KeepState
 from lightning_trainer.run.last_batch import WarnOfLastBatch
 from lightning_trainer.run.loaders import FollowLoaders
 from lightning_trainer.run.looping import ChooseLoop
+from lightning_trainer.run.memory import ReuseMemory
 from lightning_trainer.run.rows import PlaceRows
 from lightning_trainer.run.schedule import ValidationSchedule
 from lightning_trainer.run.seeding import SeedEachStep
@@ -84,6 +85,7 @@ def _before_added(run: RunState) -> list[Callback]:
         MeasureUse(run),  # before Summarise and RecordRun tell of it
         Summarise(run),  # refuses a run with nothing to do before anything is written
         RecordRun(run),  # after Summarise has refused a run: its record stays
+        ReuseMemory(run),  # before the first batch: any place would do
         CollectGarbage(run),  # after PrintProgress: where there is a new line
         WarnOfMistakes(run),  # before the model loads anything: any place would do
         BeginModel(run),  # before a project's callback looks at the model

@@ -5,6 +5,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from lightning_trainer.images import augmentation
 from lightning_trainer.images.augmentation import (
     _draw_by_torch,
     crop_and_flip,
@@ -32,6 +33,27 @@ def test_each_image_is_what_torchvision_makes_of_it(fill, mode, padding):
         if flipped[i]:
             expected = functional.horizontal_flip(expected)
         assert torch.equal(got[i], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("limits", [{"_MOST_BYTES": 0}, {"_AT_ONCE": 1000}, {"_AT_ONCE": 1}])
+def test_what_fits_into_a_cache_and_how_zeros_are_made_changes_nothing(dtype, limits, monkeypatch):
+    images = IMAGES.to(dtype)
+    images[0] = float("nan") if dtype.is_floating_point else 1  # it must not get to others
+    transposed = images.transpose(2, 3).contiguous().transpose(2, 3)
+    for padding in (0, 4):
+        expected = random_crop_and_flip(images, SEEDS, padding)
+        with monkeypatch.context() as patch:
+            for name, value in limits.items():
+                patch.setattr(augmentation, name, value)
+            made = random_crop_and_flip(transposed, SEEDS, padding)
+        assert made.dtype is dtype
+        assert torch.equal(made.nan_to_num(7.0), expected.nan_to_num(7.0))
+        assert not made[1:].isnan().any()
+
+
+def test_a_batch_may_be_empty():
+    assert random_crop_and_flip(IMAGES[:0], SEEDS[:0], 2).shape == (0, 3, 9, 7)
 
 
 def test_crops_and_flips_are_distributed_as_torchvisions():

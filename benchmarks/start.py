@@ -2,6 +2,7 @@
 
 python benchmarks/start.py
 python benchmarks/start.py --rounds 3
+python benchmarks/start.py --only_validations
 """
 
 import argparse

@@ -18,7 +18,7 @@ CURRENT_HOOK = "_current_fx_name"
 
 
 def skip_empty_hooks(trainer: "pl.Trainer") -> Callable[[], None]:
-    """Keeps Lightning from looking at callbacks that do not define a batch's or validation's hook.
+    """Keeps Lightning from calling empty hooks of callbacks, at each batch and in validations.
 
     Lightning 2.0: `_call_callback_hooks` calls the hook of every callback, at 2 to 3 us each, also
     the empty one of their base class. Returns a function that restores it.
@@ -29,24 +29,27 @@ def skip_empty_hooks(trainer: "pl.Trainer") -> Callable[[], None]:
     call: Any = calls
     own: Any = trainer
     original = call._call_callback_hooks
-    parts = ("on_before_", "on_after_", "_batch_", "_validation_")
-    frequent = {name for name in dir(Callback) if any(part in name for part in parts)}
+    parts = ("on_before_", "on_after_", "_batch_")
+    each_batch = {name for name in dir(Callback) if any(part in name for part in parts)}
     defined: dict[str, list[Callback]] = {}
     known: list[Callback] = []
 
     def call_defined(of: Any, name: str, *args: Any, **options: Any) -> None:
         module = of.lightning_module
-        if of is not own or name not in frequent or not module:
+        if of is not own or not (name in each_batch or "_validation_" in name) or not module:
             original(of, name, *args, **options)
             return
         if known != of.callbacks:  # a module may add some
             known[:] = of.callbacks
             defined.clear()
-        if name not in defined:
-            defined[name] = [callback for callback in known if defines(callback, Callback, name)]
+        callbacks = defined.get(name)
+        if callbacks is None:
+            callbacks = [callback for callback in known if defines(callback, Callback, name)]
+            if name in each_batch:
+                defined[name] = callbacks
         outer, profile = getattr(module, CURRENT_HOOK), of.profiler.profile
         setattr(module, CURRENT_HOOK, name)
-        for callback in defined[name]:
+        for callback in callbacks:
             if (hook := getattr(callback, name)) is not None:
                 with profile(f"[Callback]{callback.state_key}.{name}"):
                     hook(of, module, *args, **options)

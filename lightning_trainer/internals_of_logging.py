@@ -80,7 +80,7 @@ def call_after_batch(trainer: pl.Trainer, hook: Callable[[], None]) -> Callable[
 
 
 def leave_logged_in_place() -> Callable[[], None]:
-    """Keeps Lightning from moving what it keeps of a logged name to the device where it is.
+    """Keeps Lightning from moving what it keeps of a logged name to the device where it already is.
 
     Lightning 2.0: `_ResultMetric.to` copies the arguments of `self.log` at each call of it, which
     takes most of its time. Returns a function that restores it.

@@ -26,11 +26,12 @@ class DirectValidation:
         self.loop: Any = trainer.fit_loop.epoch_loop.val_loop
         self.counts = self.loop.batch_progress
         self.transfer = DirectTransfer(trainer)
-        self._n_loaders = 0
+        self._verified: tuple[int, bool] | None = None  # the number of loaders, and their mode
+        self._begins = False
 
     def install(self) -> Callable[[], None]:
         """Returns a function that gives the loop its own methods back."""
-        own = {"_evaluation_step": self.run, "_verify_dataloader_idx_requirement": self._begin}
+        own = {"_evaluation_step": self.run, "_verify_dataloader_idx_requirement": self._verify}
         vars(self.loop).update(own)
 
         def restore() -> None:
@@ -39,23 +40,30 @@ class DirectValidation:
 
         return restore
 
-    def _begin(self) -> None:
-        """Looks up what does not change within a validation."""
+    def _verify(self) -> None:
+        """Lightning's look at signatures, which is slow, only for other loaders than before."""
         loop = self.loop
-        if self._n_loaders != loop.num_dataloaders:
-            type(loop)._verify_dataloader_idx_requirement(loop)  # reads signatures: it is slow
-            self._n_loaders = loop.num_dataloaders
-        step = self.module.validation_step
+        loaders = loop.num_dataloaders, loop._is_sequential
+        if loaders != self._verified:
+            type(loop)._verify_dataloader_idx_requirement(loop)
+        self._verified, self._begins = loaders, True
+
+    def _begin(self) -> None:
+        """Looks up what does not change within a validation, once its first hooks have run."""
+        loop, step = self.loop, self.module.validation_step
         self.takes_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
         self.tells_loader = loop._is_sequential and loop.num_dataloaders > 1
         self.transfer.begin()
+        self._begins = False
 
     def run(self, batch: Any, index: int, loader: int, iterator: Any) -> None:
         """One batch of a loader."""
         loop, trainer, counts = self.loop, self.trainer, self.counts
-        if iterator is not None or trainer.sanity_checking:
+        if iterator is not None:  # `validation_step` fetches its batches itself
             type(loop)._evaluation_step(loop, batch, index, loader, iterator)
             return
+        if self._begins:
+            self._begin()
         batch = self.transfer.run(batch, loader)
         of_loader = (loader,) if self.tells_loader else ()
         counts.increment_ready()

@@ -112,24 +112,42 @@ def test_the_same_hooks_are_called_in_the_same_order_with_the_same_arguments():
 
 
 class Silent(Callback):
-    """Says when its hook is looked up."""
+    """Says when its hooks are looked up."""
 
     looked_up = 0
 
     def __getattribute__(self, name: str):
-        if name == "on_train_batch_start":
+        if name in ("on_train_batch_start", "on_validation_batch_end", "on_validation_end"):
             Silent.looked_up += 1
         return super().__getattribute__(name)
 
 
-@pytest.mark.parametrize(("skips_empty", "n_looks"), [(False, 2), (True, 0)])
+@pytest.mark.parametrize(("skips_empty", "n_looks"), [(False, 5), (True, 0)])
 def test_a_callback_costs_only_the_hooks_it_has(skips_empty, n_looks):
     Silent.looked_up, original = 0, call._call_callback_hooks
-    own = trainer([Silent()])
+    own = trainer([Silent()], limit_val_batches=2, num_sanity_val_steps=0, val_check_interval=2)
     restore = skip_empty_hooks(own) if skips_empty else lambda: None
     own.fit(TinyModule(), datamodule=TinyData())
     restore()
     assert (Silent.looked_up, call._call_callback_hooks) == (n_looks, original)
+
+
+def test_a_hook_that_a_callback_gets_after_the_check_of_a_validation_is_called():
+    class Later(Callback):
+        n_ends = 0
+
+        def on_train_start(self, *args) -> None:
+            self.on_validation_end = self.count
+
+        def count(self, *args) -> None:
+            self.n_ends += 1
+
+    later = Later()
+    own = trainer([later], limit_val_batches=1, num_sanity_val_steps=1, val_check_interval=1)
+    restore = skip_empty_hooks(own)
+    own.fit(TinyModule(), datamodule=TinyData())
+    restore()
+    assert later.n_ends == 2
 
 
 def test_lightnings_profiler_that_measures_nothing_is_replaced_by_one_that_costs_less():

@@ -12,6 +12,7 @@ from lightning.pytorch.core.hooks import DataHooks, ModelHooks
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from restarts import copy_at, result, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -44,12 +45,24 @@ def counts(trainer: pl.Trainer) -> dict[str, Any]:
     return seen(trainer.fit_loop.state_dict())
 
 
+IN_VALIDATIONS = {"_evaluation_step", "_verify_dataloader_idx_requirement"}
+
+
+def count_calls(loop: Any, calls: list[str]) -> None:
+    """Notes that Lightning calls what is put in the place of its own methods."""
+    for name in IN_VALIDATIONS:
+        assert callable(getattr(type(loop), name))
+        method = vars(loop)[name]
+        vars(loop)[name] = lambda *args, n=name, m=method: (calls.append(n), m(*args))[1]
+
+
 class Recorder(Callback):
     """Puts the direct loop in place if it is told to, and notes its own hooks."""
 
     def __init__(self, direct: bool) -> None:
         self.direct, self.calls = direct, []
         self.took_over = False
+        self.validated: list[str] = []  # calls of what stands in the place of Lightning's own
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.direct:
@@ -58,14 +71,14 @@ class Recorder(Callback):
             self.give_back = loop.install()
             epoch_loop = trainer.fit_loop.epoch_loop
             self.took_over = vars(epoch_loop)["run"] == loop.run
-            assert "_evaluation_step" in vars(epoch_loop.val_loop)
+            count_calls(epoch_loop.val_loop, self.validated)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.direct:
             self.give_back()
             epoch_loop = trainer.fit_loop.epoch_loop
             assert "run" not in vars(epoch_loop)
-            assert "_evaluation_step" not in vars(epoch_loop.val_loop)
+            assert not IN_VALIDATIONS & vars(epoch_loop.val_loop).keys()
 
 
 def _noting(name: str) -> Any:
@@ -357,6 +370,20 @@ class AddsInValidation(LogsValidation):
         return super().validation_step(batch, batch_idx)
 
 
+class SetsHooksAtStart(LogsValidation):
+    """A transfer and a step that come when a validation starts, and go when it ends."""
+
+    def on_validation_start(self) -> None:
+        if self.trainer.current_epoch == 1:
+            self.on_after_batch_transfer = lambda batch, _: {**batch, "x": batch["x"] * 2}
+            step = super().validation_step
+            self.validation_step = lambda batch: step(batch, 1)
+
+    def on_validation_end(self) -> None:
+        vars(self).pop("on_after_batch_transfer", None)
+        vars(self).pop("validation_step", None)
+
+
 CASES = {
     "every hook": (Overriding, {}),
     "no hook": (Model, {}),
@@ -394,6 +421,7 @@ CASES = {
     "a validation without an index": (ValidatesWithoutIndex, {}),
     "a validation by an iterator": (ValidatesByIterator, {}),
     "a callback that comes amid a validation": (AddsInValidation, {}),
+    "hooks that come when a validation starts": (SetsHooksAtStart, {}),
     "validated in bfloat16": (LogsValidation, {"precision": "bf16-mixed"}),
     "few batches": (Model, {"limit_train_batches": 4, "limit_val_batches": 1}),
     "one batch": (Model, {"overfit_batches": 1}),
@@ -413,6 +441,8 @@ def trained(
     trainer = pl.Trainer(**{"callbacks": [recorder], "max_epochs": 3, **quiet, **options})
     trainer.fit(module, ckpt_path=ckpt_path)
     assert recorder.took_over == direct
+    validates = any(call[1] == "on_validation_batch_start" for call in recorder.calls)
+    assert {*recorder.validated} == (IN_VALIDATIONS if direct and validates else set())
     others = [c.calls for c in trainer.callbacks if isinstance(c, Recorder)]
     return {
         "calls": others,
@@ -451,6 +481,24 @@ def test_the_counters_after_a_restart_are_those_of_lightnings_loop(tmp_path, mon
     trained(SavesFirst, {"max_epochs": 1}, direct=False)
     ours, lightnings = (trained(Model, {}, direct, SavesFirst.file) for direct in (True, False))
     assert ours["counts"] == lightnings["counts"]
+
+
+class Terminated(Model):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            self.trainer._signal_connector.received_sigterm = True
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_validation_ends_by_sigterm_as_in_lightnings_loop(direct):
+    recorder = Recorder(direct)
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    trainer = pl.Trainer(
+        callbacks=[recorder], max_epochs=1, num_sanity_val_steps=0, accelerator="cpu", **quiet
+    )
+    with pytest.raises(SIGTERMException):
+        trainer.fit(Terminated())
+    assert trainer.fit_loop.epoch_loop.val_loop.batch_progress.current.completed == 3
 
 
 class Manual(Model):

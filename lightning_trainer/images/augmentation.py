@@ -18,8 +18,8 @@ from torch import Tensor
 _INCREMENT = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
-_AT_ONCE = 2**21  # bytes of images that a CPU moves at a time: they then stay in its cache
-_MOST_BYTES = 2**21  # of the masks of all crops, which are kept
+_BYTES_AT_ONCE = 2**21  # of images that a CPU moves at a time: they then stay in its cache
+_MOST_MASK_BYTES = 2**20  # of the masks for one size of images, which are kept
 
 
 def draw(seeds: Tensor, limits: Sequence[int]) -> list[Tensor]:
@@ -96,12 +96,12 @@ def crop_and_flip(
         A new tensor like `images`.
     """
     crop: Callable[..., None] = functools.partial(_pad_and_crop, fill=fill)
-    if images.is_cpu and fill == "zeros" and _bytes_of_masks(images, padding) <= _MOST_BYTES:
+    if images.is_cpu and fill == "zeros" and _mask_bytes(images, padding) <= _MOST_MASK_BYTES:
         crop = _shift_and_mask
     left = torch.where(flipped, 2 * padding - left, left)  # of the mirrored image
     given = images, top, left, flipped, images.new_empty(images.shape)
-    if images.is_cpu and images.nbytes > _AT_ONCE:
-        n_at_once = max(_AT_ONCE // images[0].nbytes, 1)
+    if images.is_cpu and images.nbytes > _BYTES_AT_ONCE:
+        n_at_once = max(_BYTES_AT_ONCE // images[0].nbytes, 1)
         for part in zip(*(each.split(n_at_once) for each in given), strict=True):
             crop(*part, padding)
     elif len(images):
@@ -134,15 +134,16 @@ def _pad_and_crop(
 def _shift_and_mask(
     images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, result: Tensor, padding: int
 ) -> None:
-    """The same for zeros: each image is one block of memory, which begins elsewhere.
+    """As `_pad_and_crop` with zeros: copies each image as one block, which begins elsewhere.
 
-    What comes from other rows or images then is set to zero.
+    What it gets of other rows and images is set to zero.
     """
     n_images, _, height, width = images.shape
     n_values, guard = images[0].numel(), images.new_zeros(padding * (width + 1))
     values = torch.cat([guard, images.flatten(), images.flip(3).flatten(), guard])
     windows = values.as_strided([len(values) - n_values + 1, n_values], [1, 1])
-    places = torch.arange(0, n_images * n_values, n_values) + flipped * images.numel()
+    places = torch.arange(0, n_images * n_values, n_values, device="cpu")
+    places += flipped * images.numel()
     begins = places.add_(left).add_(top, alpha=width)
     torch.index_select(windows, 0, begins, out=result.view(n_images, -1))
     masks = _masks(height, width, padding, images.element_size())
@@ -150,18 +151,19 @@ def _shift_and_mask(
     result.view(torch.uint8).view(n_images, -1, mask.shape[-1]).bitwise_and_(mask)
 
 
-def _bytes_of_masks(images: Tensor, padding: int) -> int:
+def _mask_bytes(images: Tensor, padding: int) -> int:
     return (2 * padding + 1) ** 2 * images.shape[2] * images.shape[3] * images.element_size()
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _masks(height: int, width: int, padding: int, n_bytes: int) -> Tensor:
     """For each crop, and each byte of a channel, 255 where the image is, and 0 in the padding."""
-    offsets = torch.arange(-padding, padding + 1)[:, None]
-    rows, columns = (torch.arange(n) + offsets for n in (height, width))
+    offsets = torch.arange(-padding, padding + 1, device="cpu")[:, None]
+    rows, columns = (torch.arange(n, device="cpu") + offsets for n in (height, width))
     rows, columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
     inside = rows[:, None, :, None] & columns[None, :, None, :]  # (crops, crops, H, W)
-    return (inside * 255).to(torch.uint8).view(-1, 1, height * width).repeat_interleave(n_bytes, 2)
+    masks = inside.to(torch.uint8).mul_(255).view(-1, 1, height * width)
+    return masks.repeat_interleave(n_bytes, 2)
 
 
 def _fill(both: Tensor, images: Tensor, padding: int, fill: str) -> None:

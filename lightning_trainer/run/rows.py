@@ -4,11 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_trainer.internals_of_logging import (
-    is_accumulating,
-    leave_logged_in_place,
-    tell_iterations,
-)
+from lightning_trainer.internals_of_logging import is_accumulating, tell_iterations
 from lightning_trainer.run.state import RunCallback
 
 
@@ -20,12 +16,10 @@ class PlaceRows(RunCallback):
     """
 
     def setup(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        self.run.at_end(leave_logged_in_place())
-        self.on_train_start(trainer)
+        tell_iterations(trainer, lambda: self._iteration(trainer))
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Again, because a checkpoint has brought a plain number."""
-        tell_iterations(trainer, lambda: self._iteration(trainer))
+        self.setup(trainer)  # a checkpoint has brought a plain number
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: Any) -> None:
         state = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]

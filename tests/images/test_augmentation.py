@@ -36,20 +36,31 @@ def test_each_image_is_what_torchvision_makes_of_it(fill, mode, padding):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("limits", [{"_MOST_BYTES": 0}, {"_AT_ONCE": 1000}, {"_AT_ONCE": 1}])
-def test_what_fits_into_a_cache_and_how_zeros_are_made_changes_nothing(dtype, limits, monkeypatch):
+@pytest.mark.parametrize("fill", ["zeros", "reflect"])
+@pytest.mark.parametrize(("n_mask_bytes", "n_at_once"), [(0, 2**20), (0, 1000), (2**20, 1000)])
+def test_what_fits_into_a_cache_and_how_zeros_are_made_changes_nothing(
+    dtype, fill, n_mask_bytes, n_at_once, monkeypatch
+):
     images = IMAGES.to(dtype)
     images[0] = float("nan") if dtype.is_floating_point else 1  # it must not get to others
     transposed = images.transpose(2, 3).contiguous().transpose(2, 3)
     for padding in (0, 4):
-        expected = random_crop_and_flip(images, SEEDS, padding)
+        expected = random_crop_and_flip(images, SEEDS, padding, fill)
         with monkeypatch.context() as patch:
-            for name, value in limits.items():
-                patch.setattr(augmentation, name, value)
-            made = random_crop_and_flip(transposed, SEEDS, padding)
+            patch.setattr(augmentation, "_MOST_MASK_BYTES", n_mask_bytes)
+            patch.setattr(augmentation, "_BYTES_AT_ONCE", n_at_once)
+            made = random_crop_and_flip(transposed, SEEDS, padding, fill)
         assert made.dtype is dtype
         assert torch.equal(made.nan_to_num(7.0), expected.nan_to_num(7.0))
         assert not made[1:].isnan().any()
+
+
+def test_images_of_a_cpu_stay_there_whatever_the_default_device_is():
+    expected = random_crop_and_flip(IMAGES, SEEDS, 3)
+    augmentation._masks.cache_clear()
+    with torch.device("meta"):
+        made = random_crop_and_flip(IMAGES, SEEDS, 3)
+    assert torch.equal(made, expected)
 
 
 def test_a_batch_may_be_empty():

@@ -19,7 +19,7 @@ from common import ROOT, report, table
 from lightning_trainer.run.memory import VARIABLES
 
 N_ITERATIONS = {"segmentation": 60, "detection": 30, "byol": 60, "vae": 200, "chargpt": 60}
-N_ITERATIONS |= {"timeseries": 600, "digits": 1200}
+N_ITERATIONS |= {"timeseries": 600, "digits": 1200, "cifar": 40}
 WAYS = {"glibc's own": {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, "kept": {}}
 OTHERS = {name: value for name, value in os.environ.items() if name not in VARIABLES}
 OTHERS.pop("GLIBC_TUNABLES", None)
@@ -49,14 +49,13 @@ def main() -> None:
     parser.add_argument("--data", default="", help="folder of CIFAR-10's images")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    names = [*N_ITERATIONS]
-    if arguments.data:
-        N_ITERATIONS["cifar"] = 40
-        names.insert(0, "cifar")
     rows = []
-    for name in names:
-        options = [f"--data.root={arguments.data}"] if name == "cifar" else []
-        options += ["--trainer.limit_val_batches=2"]
+    for name in N_ITERATIONS:
+        options = ["--trainer.limit_val_batches=2"]
+        if name == "cifar":
+            if not arguments.data:
+                continue
+            options.append(f"--data.root={arguments.data}")
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for _ in range(arguments.rounds):
             for way, environment in WAYS.items():
